@@ -1,0 +1,48 @@
+# Every target is a line a person would type. `make demo` and `make test` need only Python >= 3.11.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test lint types imports check test-containers bench lock docs clean
+
+setup: .venv/.ready
+
+.venv/.ready: requirements/dev.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Legato needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: setup
+	$(BIN)/legato demo
+
+test: setup check
+	$(BIN)/python -m pytest
+
+check: lint types imports
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+imports: setup
+	$(BIN)/lint-imports
+
+# The same suite on real images (redis 7.2, redis 8, valkey 8). Fails, never skips, without Docker.
+test-containers: setup
+	$(BIN)/python -m tests.containers
+
+bench: setup
+	$(BIN)/python -m bench.tail_latency
+
+lock:
+	uv pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
+		--extra embedded --group dev pyproject.toml -o requirements/dev.lock
+	uv pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
+		--extra embedded pyproject.toml -o requirements/run.lock
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,1 @@
+"""HTTP in, streams out. Stateless: every answer comes from the log, so any replica serves any position."""

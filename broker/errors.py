@@ -1,0 +1,106 @@
+"""Everything Legato raises on purpose, as one tree.
+
+    LegatoError
+    ├── InvalidPosition          a cursor that is not `<seq>-<epoch>`
+    ├── StoreError               Redis could not do what was asked
+    │   ├── StoreUnavailable     away, full, moving or read-only: the same call may succeed later
+    │   └── StoreUnusable        it never will: wrong version, wrong credentials, wrong URL
+    ├── QueueFull                as many jobs wait as the setting allows
+    ├── LeaseLost                this process may not write this generation any more
+    │   ├── Fenced               somebody claimed it after us, or deleted it
+    │   ├── Closed               it has its terminal event already
+    │   ├── CancelRequested      only `cancelled` is accepted as its terminal from now on
+    │   └── RecordGone           the store knows nothing of it
+    └── ProviderError            a provider failed, classified (carries a `FailureCode`)
+
+`code` is what an answer or a `failed` event carries; `retryable` says whether trying again can help. Messages
+are written for the reader of an API answer: they never hold credentials, prompts or addresses of the store.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from broker.events import FailureCode
+
+
+class LegatoError(Exception):
+    """Root of the tree. Never raised itself."""
+
+    code: str = "internal"
+    retryable: ClassVar[bool] = False
+
+
+class InvalidPosition(LegatoError):
+    """A cursor does not match the grammar of positions. Cure: send back an `id:` exactly as it came."""
+
+    code = "invalid_position"
+
+
+class StoreError(LegatoError):
+    """Redis could not do what was asked."""
+
+    code = "store_unavailable"
+
+
+class StoreUnavailable(StoreError):
+    """Redis is away, full, loading, failing over or read-only. Cure: the same call again, later.
+
+    The outcome of a write that raised this is unknown: it may have been stored.
+    """
+
+    retryable = True
+
+
+class StoreUnusable(StoreError):
+    """Redis answers but cannot serve Legato: bad credentials, too old, a malformed URL. Cure: configuration."""
+
+    code = "store_unusable"
+
+
+class QueueFull(LegatoError):
+    """As many jobs wait as `LEGATO_MAX_QUEUED` allows. Cure: submit again after `Retry-After`."""
+
+    code = "queue_full"
+    retryable = True
+
+
+class LeaseLost(LegatoError):
+    """This process may not write this generation any more. Cure: stop, quietly; somebody else goes on."""
+
+    code = "lease_lost"
+
+
+class Fenced(LeaseLost):
+    """A later claim, or a delete, raised the epoch above ours."""
+
+
+class Closed(LeaseLost):
+    """The log ends in a terminal event that is not ours."""
+
+
+class CancelRequested(LeaseLost):
+    """A cancel is stored: `cancelled` is the only terminal event that will be accepted."""
+
+
+class RecordGone(LeaseLost):
+    """The store has no record of the generation (it lost its data, or the record expired)."""
+
+
+class ProviderError(LegatoError):
+    """A provider failed. `code` is one of the protocol's failure codes; `retry_after` is in seconds."""
+
+    def __init__(
+        self,
+        code: FailureCode,
+        message: str,
+        *,
+        retry: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code.value
+        self.failure = code
+        self.message = message
+        self.retry = retry
+        self.retry_after = retry_after

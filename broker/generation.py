@@ -1,0 +1,152 @@
+"""A generation: its id, its states, what was asked for, and what its record says.
+
+Pure values; `broker.log`, `broker.queue` and `broker.generations` move them in and out of Redis.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass, field, fields
+from enum import Enum
+from typing import Any, Final
+
+import orjson
+
+from broker.events import Json
+from broker.position import Position
+
+_ID_PREFIX: Final = "gen_"
+_ID_LENGTH: Final = len(_ID_PREFIX) + 32
+
+
+class State(Enum):
+    """Where a generation is. `TRANSITIONS` lists every legal step."""
+
+    QUEUED = "queued"  # stored, waits for a worker
+    RUNNING = "running"  # a worker holds, or held, its lease
+    RETRYING = "retrying"  # an attempt failed; the next one waits for its time
+    CANCELLING = "cancelling"  # shown only: running, with a cancel stored
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    DELETED = "deleted"  # a tombstone: prompt and log are erased
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in _ENDED
+
+
+_ENDED: Final = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED, State.DELETED})
+
+TRANSITIONS: Final[dict[State, frozenset[State]]] = {
+    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED, State.DELETED}),
+    State.RUNNING: frozenset(
+        {State.QUEUED, State.RUNNING, State.RETRYING, State.COMPLETED, State.FAILED} | {State.CANCELLED, State.DELETED}
+    ),
+    State.RETRYING: frozenset({State.RUNNING, State.CANCELLED, State.DELETED}),
+    State.COMPLETED: frozenset({State.DELETED}),
+    State.FAILED: frozenset({State.DELETED}),
+    State.CANCELLED: frozenset({State.DELETED}),
+    State.DELETED: frozenset(),
+}
+
+
+class Recovery(Enum):
+    """What the next attempt does when text was shown already."""
+
+    RESTART = "restart"  # `reset`, then the text anew
+    CONTINUE = "continue"  # go on from the partial text where provider and model can, else restart
+    FAIL = "fail"  # end with `failed`
+
+
+class Priority(Enum):
+    """Which of the two classes a job waits in."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+def new_id() -> str:
+    """`gen_` and a UUIDv7 in hex: sorts by time of creation, never reused."""
+    milliseconds = time.time_ns() // 1_000_000
+    value = bytearray(milliseconds.to_bytes(6, "big") + os.urandom(10))
+    value[6] = 0x70 | (value[6] & 0x0F)
+    value[8] = 0x80 | (value[8] & 0x3F)
+    return _ID_PREFIX + value.hex()
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` has the form of a generation id. Checked before a key is built from it."""
+    return (
+        len(text) == _ID_LENGTH
+        and text.startswith(_ID_PREFIX)
+        and all(char in "0123456789abcdef" for char in text[len(_ID_PREFIX) :])
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a client asked for. The messages and options are JSON as it came, checked at the edge."""
+
+    provider: str
+    model: str
+    messages: list[Json]
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: list[str] | None = None
+    tools: list[Json] | None = None
+    tool_choice: str | Json | None = None
+    provider_options: Json = field(default_factory=dict)
+    thread: str | None = None
+    recovery: Recovery = Recovery.RESTART
+    max_attempts: int = 3
+    timeout_seconds: float | None = None  # whole generation, from its first claim
+    stall_seconds: float | None = None  # longest silence of the provider
+    priority: Priority = Priority.INTERACTIVE
+    ttl_seconds: int = 3600  # life of the log after its terminal event
+    metadata: Json = field(default_factory=dict)
+
+    def encode(self) -> bytes:
+        """JSON, as the store keeps it until the log expires."""
+        return orjson.dumps(asdict(self), default=lambda value: value.value)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Request:
+        """Back from the store. Fields of a newer version are ignored."""
+        known = {item.name for item in fields(cls)}
+        values: dict[str, Any] = {key: item for key, item in orjson.loads(data).items() if key in known}
+        values["recovery"] = Recovery(values["recovery"])
+        values["priority"] = Priority(values["priority"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What the store knows of a generation besides its log. Times are Unix milliseconds of the store's clock."""
+
+    id: str
+    tenant: str
+    state: State
+    epoch: int
+    attempt: int
+    max_attempts: int
+    provider: str
+    model: str
+    priority: Priority
+    thread: str | None
+    metadata: Json
+    head: Position
+    created_ms: int
+    started_ms: int | None
+    ended_ms: int | None
+    lease_live: bool  # by the store's clock, when it was read
+    cancel_requested: bool
+
+    @property
+    def shown_state(self) -> State:
+        """The status a client sees: a running one with a stored cancel is `cancelling`."""
+        if self.cancel_requested and not self.state.is_terminal:
+            return State.CANCELLING
+        return self.state

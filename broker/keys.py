@@ -1,0 +1,86 @@
+"""Every key name in Redis, a function each. Nothing else in Legato spells a key.
+
+`{…}` is the hash tag: all keys with one tag share a slot, and every script touches one tag only.
+`p` is the setting `LEGATO_PREFIX` (default `lg`).
+
+One generation, tag `{gen_…}` (written by broker.generations, broker.log; read by both and broker.tail):
+    p:{gen}:record   hash    tenant state epoch owner lease history attempt max_attempts … (scripts/_record.md
+                             lists them); no TTL before the terminal event except 1 h from submit until its
+                             hint is confirmed; afterwards ttl + 7 days, then as tombstone (410)
+    p:{gen}:log      stream  one entry an event, id = position, one field; exists from submit on; expires
+                             `ttl_seconds` after the terminal event
+    p:{gen}:request  string  JSON of what was asked, prompt included; same TTL as the log
+    p:{gen}:live     channel sharded pub/sub; msgpack [prev, id, field, payload, id, field, payload …];
+                             written by the append, cancel and delete scripts, read by broker.tail
+
+One tenant, tag `{t:…}` (broker.generations):
+    p:{t:T}:key:H    string  "<fingerprint> <generation>" of an Idempotency-Key with SHA-256 H; TTL 24 h
+    p:{t:T}:index    zset    generation ids, score 0, so in order of time; entries whose record is gone are
+                             removed by the listing that meets them
+
+The queue, tag `{queue}` (broker.queue); it holds hints, never leases:
+    p:{queue}:ready:interactive, p:{queue}:ready:batch
+                     zset    hints that wait for a worker; score = fair-queueing start tag
+    p:{queue}:later  zset    hints in flight or delayed; score = when to look again, ms of the server's clock
+    p:{queue}:tags   hash    "<class>:<tenant>" -> finish tag of the tenant's last hint in that class
+    p:{queue}:clock  hash    virtual time of each class, and the turn between the classes
+    p:{queue}:wake   list    one token a hint that a sleeping worker should fetch
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Key names under one prefix."""
+
+    prefix: str = "lg"
+
+    def record(self, generation: str) -> str:
+        return f"{self.prefix}:{{{generation}}}:record"
+
+    def log(self, generation: str) -> str:
+        return f"{self.prefix}:{{{generation}}}:log"
+
+    def request(self, generation: str) -> str:
+        return f"{self.prefix}:{{{generation}}}:request"
+
+    def live(self, generation: str) -> str:
+        return f"{self.prefix}:{{{generation}}}:live"
+
+    def records_pattern(self) -> str:
+        """For SCAN: the records of all generations."""
+        return f"{self.prefix}:{{gen_*}}:record"
+
+    def generation_of_record(self, key: str) -> str:
+        """The inverse of `record`."""
+        return key[len(self.prefix) + 2 : -len("}:record")]
+
+    def idempotency(self, tenant: str, key: str) -> str:
+        return f"{self.prefix}:{{t:{_tag(tenant)}}}:key:{sha256(key.encode()).hexdigest()}"
+
+    def index(self, tenant: str) -> str:
+        return f"{self.prefix}:{{t:{_tag(tenant)}}}:index"
+
+    def ready(self, priority: str) -> str:
+        return f"{self.prefix}:{{queue}}:ready:{priority}"
+
+    def later(self) -> str:
+        return f"{self.prefix}:{{queue}}:later"
+
+    def tags(self) -> str:
+        return f"{self.prefix}:{{queue}}:tags"
+
+    def clock(self) -> str:
+        return f"{self.prefix}:{{queue}}:clock"
+
+    def wake(self) -> str:
+        return f"{self.prefix}:{{queue}}:wake"
+
+
+def _tag(name: str) -> str:
+    """Names from outside are hashed where they could hold a brace."""
+    return name if name.isalnum() else sha256(name.encode()).hexdigest()[:32]

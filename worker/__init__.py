@@ -1,0 +1,1 @@
+"""Turns a claimed generation into log events."""
