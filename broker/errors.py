@@ -4,7 +4,11 @@
     ├── InvalidPosition          a cursor that is not `<seq>-<epoch>`
     ├── StoreError               Redis could not do what was asked
     │   ├── StoreUnavailable     away, full, moving or read-only: the same call may succeed later
+    │   │   └── DataLost         the log ends before the record says: healed soon, or never
     │   └── StoreUnusable        it never will: wrong version, wrong credentials, wrong URL
+    ├── GenerationUnknown        no such generation, or another tenant's
+    ├── GenerationExpired        there was one: deleted, or its log's time is over
+    ├── KeyReused                an Idempotency-Key came back with another body
     ├── QueueFull                as many jobs wait as the setting allows
     ├── LeaseLost                this process may not write this generation any more
     │   ├── Fenced               somebody claimed it after us, or deleted it
@@ -52,10 +56,34 @@ class StoreUnavailable(StoreError):
     retryable = True
 
 
+class DataLost(StoreUnavailable):
+    """The record is ahead of its log: the store lost data. Cure: the same read again; the holder heals the log."""
+
+    code = "data_lost"
+
+
 class StoreUnusable(StoreError):
     """Redis answers but cannot serve Legato: bad credentials, too old, a malformed URL. Cure: configuration."""
 
     code = "store_unusable"
+
+
+class GenerationUnknown(LegatoError):
+    """No generation of this tenant has the id."""
+
+    code = "not_found"
+
+
+class GenerationExpired(LegatoError):
+    """The generation was deleted, or its log has outlived `ttl_seconds`. Cure: none."""
+
+    code = "gone"
+
+
+class KeyReused(LegatoError):
+    """An Idempotency-Key came back with another body. Cure: a new key for a new request."""
+
+    code = "idempotency_key_reused"
 
 
 class QueueFull(LegatoError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, assert_never
+from typing import Any, Final, NamedTuple, assert_never
 
 import orjson
 
@@ -197,12 +197,23 @@ TERMINAL_FIELDS: Final = frozenset({b"completed", b"failed", b"cancelled"})
 SHOWN_FIELDS: Final = frozenset({*DELTA_FIELDS, b"tool_call", b"tool_call_done", b"tool_result"})
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """An event as a log entry holds it: the one field's name and value."""
+class Stored(NamedTuple):
+    """An event as the log holds it: the entry's one field, name and value."""
 
     field: bytes
     payload: bytes
+
+
+class Entry(NamedTuple):
+    """A stored event at its place. `position` is the entry's id, as text: entries are told apart by it alone."""
+
+    position: str
+    field: bytes
+    payload: bytes
+
+    @property
+    def stored(self) -> Stored:
+        return Stored(self.field, self.payload)
 
     @property
     def is_terminal(self) -> bool:
@@ -257,7 +268,7 @@ def encode(event: Event) -> Stored:
             assert_never(event)
 
 
-def decode(stored: Stored) -> Event:
+def decode(stored: Stored | Entry) -> Event:
     """The event of a log entry; raises `ValueError` for a field this version does not know."""
     if (kind := DELTA_FIELDS.get(stored.field)) is not None:
         return Delta(text=stored.payload.decode(), kind=kind)
@@ -291,7 +302,7 @@ def decode(stored: Stored) -> Event:
             raise ValueError(f"unknown log field {stored.field!r}")
 
 
-def wire(stored: Stored) -> tuple[bytes, bytes]:
+def wire(stored: Stored | Entry) -> tuple[bytes, bytes]:
     """The event's name and its data, one line of JSON in UTF-8, as every transport sends them."""
     if (kind := DELTA_FIELDS.get(stored.field)) is None:
         return stored.field, stored.payload

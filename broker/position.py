@@ -47,3 +47,6 @@ class Position:
 
 #: Before the first event. The log holds it always.
 START: Final = Position(0, 0)
+
+#: The same as text: positions travel, and are compared, as text.
+BEGINNING: Final = str(START)

@@ -1,0 +1,195 @@
+"""The log of a generation: append events, read them back. The one place where promises 1 to 4 are kept.
+
+The rules live in `scripts/append.lua` and `scripts/read.lua`, each one atomic step in the slot of the generation.
+This module gives them types: what the store answers is a value, never a string to compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from broker.errors import DataLost, GenerationExpired, GenerationUnknown, StoreError
+from broker.events import Entry
+from broker.generation import State
+from broker.position import BEGINNING
+from broker.scripts import APPEND, APPEND_TERMINAL, READ
+from broker.store import Store
+from broker.wire import Arg
+
+#: One append carries at most this much: a larger one would keep the server from everybody else.
+MAX_APPEND_EVENTS: Final = 500
+MAX_APPEND_BYTES: Final = 256 * 1024
+
+#: Entries a page: the first one small, so that the first frame leaves soon; later ones large.
+FIRST_PAGE: Final = 100
+NEXT_PAGE: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The log ends with the last event given. `stored` of them were new; `cancel` tells of a stored cancel."""
+
+    head: str
+    stored: int
+    cancel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """There is no record: the store lost it, or it expired."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """A later claim, or a delete, holds `epoch`; nothing was stored."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The log ends in a terminal event at `last`, not one of ours; nothing was stored."""
+
+    last: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """A cancel is stored: of terminal events only `cancelled` is accepted. Nothing of this batch was stored."""
+
+    last: str
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """The log ends at `last`, before the batch: it lost events. If the writer knows that very position it
+    sends what follows it; if not, it must treat this as `Diverged`."""
+
+    last: str
+
+
+@dataclass(frozen=True, slots=True)
+class Diverged:
+    """The log ends at `last`, which is not this writer's: claim anew, say `reset`, write anew."""
+
+    last: str
+
+
+AppendAnswer = Appended | Gone | Fenced | Closed | Cancelled | Behind | Diverged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Entries after a cursor, and what the record said in the same instant.
+
+    `held` is False when the log does not hold the cursor (then there are no entries). `last` is the last entry of the
+    log; the page is complete when its own last entry, or the cursor of an empty one, equals it.
+    """
+
+    held: bool
+    tenant: str
+    state: State
+    attempt: int
+    last: str
+    cancel: str
+    lease_live: bool
+    entries: list[Entry]
+
+    def is_complete(self, cursor: str) -> bool:
+        """Whether the log had nothing after this page."""
+        return (self.entries[-1].position if self.entries else cursor) == self.last
+
+
+class Log:
+    """Append and read, over one store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._keys = store.keys
+
+    async def append(
+        self, generation: str, epoch: int, owner: str, prev: str, entries: Sequence[Entry]
+    ) -> AppendAnswer:
+        """Append `entries` behind `prev`, all or the part that is not stored yet, in one atomic step.
+
+        Atomic: fence, duplicates, entries, record and notification are one script. Idempotent: the same call may be
+        repeated any number of times, and may carry more events behind the same ones. Ordering: the caller has at most
+        one append of a generation in flight. Raises `StoreUnavailable` when the outcome is unknown: repeat the
+        call. Raises `StoreReplyError` for a batch with a hole, or with events after a terminal one.
+        """
+        script = APPEND_TERMINAL if entries and entries[-1].is_terminal else APPEND
+        args: list[Arg] = [epoch, owner, prev, self._keys.live(generation)]
+        for entry in entries:
+            args += entry
+        reply = await self._store.pipe(script, self._keys_of(generation), args)
+        match reply:
+            case [b"appended", head, stored, cancel]:
+                return Appended(head.decode(), int(stored), cancel.decode())
+            case [b"gone"]:
+                return Gone()
+            case [b"fenced", by]:
+                return Fenced(int(by))
+            case [b"closed", last]:
+                return Closed(last.decode())
+            case [b"cancelled", last]:
+                return Cancelled(last.decode())
+            case [b"behind", last]:
+                return Behind(last.decode())
+            case [b"diverged", last]:
+                return Diverged(last.decode())
+            case _:
+                raise StoreError(f"append answered {reply!r}")
+
+    async def read(self, generation: str, cursor: str, count: int) -> Page:
+        """A page of up to `count` entries after `cursor`, verified against the log in the same step, on the primary.
+
+        Raises `GenerationUnknown`, `GenerationExpired`, `DataLost` (the log ends before the record says) and
+        `StoreUnavailable`; an outage never looks like an empty log.
+        """
+        keys = [self._keys.record(generation), self._keys.log(generation)]
+        reply = await self._store.run(READ, keys, [cursor, count])
+        match reply:
+            case [b"unknown"]:
+                raise GenerationUnknown(f"there is no generation {generation}")
+            case [b"deleted" | b"expired" as why, *_]:
+                raise GenerationExpired(f"generation {generation} is {why.decode()}")
+            case [b"lost", *_]:
+                raise DataLost(f"the log of {generation} is shorter than it was")
+            case [verdict, tenant, state, attempt, last, cancel, live, entries]:
+                return Page(
+                    held=verdict == b"held",
+                    tenant=tenant.decode(),
+                    state=State(state.decode()),
+                    attempt=int(attempt),
+                    last=last.decode(),
+                    cancel=cancel.decode(),
+                    lease_live=live == b"1",
+                    entries=[Entry(place.decode(), fields[0], fields[1]) for place, fields in entries],
+                )
+            case _:
+                raise StoreError(f"read answered {reply!r}")
+
+    async def pages(self, generation: str) -> AsyncIterator[Page]:
+        """The whole log, page by page, each verified to continue the one before. Ends early, after a page that is
+        not `held`, when the log changed underneath: the caller starts over."""
+        cursor, count = BEGINNING, FIRST_PAGE
+        while True:
+            page = await self.read(generation, cursor, count)
+            yield page
+            if not page.held or page.is_complete(cursor):
+                return
+            cursor, count = page.entries[-1].position, NEXT_PAGE
+
+    async def read_all(self, generation: str) -> list[Entry]:
+        """Every entry, from the first to the last that was there when the end was read."""
+        while True:
+            entries: list[Entry] = []
+            async for page in self.pages(generation):
+                entries += page.entries
+            if page.held:
+                return entries
+
+    def _keys_of(self, generation: str) -> list[str]:
+        return [self._keys.record(generation), self._keys.log(generation), self._keys.request(generation)]

@@ -1,0 +1,225 @@
+"""The records of generations: submit, look up, list, cancel, delete.
+
+A submit touches three slots (tenant, generation, queue) and so cannot be one step; it is a chain of steps that each
+may be repeated. Whoever repeats the chain, the client with its Idempotency-Key or nobody, either finishes it or
+leaves something that expires by itself. Accepted means: the last step is done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+import orjson
+
+from broker.errors import GenerationExpired, GenerationUnknown, KeyReused, QueueFull, StoreError
+from broker.events import CancelReason
+from broker.generation import Priority, Record, Request, State, new_id
+from broker.position import Position
+from broker.queue import Hint, Queue
+from broker.scripts import CANCEL, CONFIRM, CREATE, DELETE, RECORD, RESERVE
+from broker.store import Store, jump
+from broker.wire import Arg
+
+#: How long a worker that was asked to cancel is waited for before somebody else writes the end.
+CANCEL_GRACE_MS: Final = 2000
+
+#: Index entries fetched at once while listing, and how many are looked at for one answer at most.
+_LIST_STEP: Final = 100
+_LIST_MOST: Final = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """An accepted generation. `replayed`: the Idempotency-Key had it already."""
+
+    id: str
+    created_ms: int
+    state: State
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """Records, newest first, and the cursor of the next page or None."""
+
+    records: list[Record]
+    next_cursor: str | None
+
+
+class CancelOutcome(Enum):
+    """What a cancel found."""
+
+    REQUESTED = "requested"  # a worker has been told; `cancelled` will be the end
+    CANCELLED = "cancelled"  # ended here and now
+    ENDED = "ended"  # it had ended before
+
+
+class Records:
+    """Records over one store."""
+
+    def __init__(self, store: Store, queue: Queue) -> None:
+        self._store = store
+        self._queue = queue
+        self._keys = store.keys
+        self._settings = store.settings
+
+    async def submit(
+        self, tenant: str, request: Request, *, key: str | None = None, fingerprint: str = ""
+    ) -> Submitted:
+        """Store a job. When this returns it is durable and will end; when it raises, the same call may be repeated.
+
+        `key` is the client's Idempotency-Key and `fingerprint` stands for its body. Raises `KeyReused`,
+        `GenerationExpired` (the key's generation is no more), `QueueFull` (nothing is stored then), `StoreUnavailable`.
+        """
+        settings = self._settings
+        if await self._queue.waiting() >= settings.max_queued:
+            raise QueueFull(f"{settings.max_queued} jobs wait already")
+        generation, replayed = new_id(), False
+        reserve = [self._keys.idempotency(tenant, key or ""), self._keys.index(tenant)]
+        keep_ms = round(settings.idempotency_seconds * 1000)
+        match await self._store.run(RESERVE, reserve, [generation, fingerprint if key else "", keep_ms]):
+            case [b"known", seen, known]:
+                if seen.decode() != fingerprint:
+                    raise KeyReused("this Idempotency-Key was used with another body")
+                generation, replayed = known.decode(), True
+
+        ttl_ms = request.ttl_seconds * 1000
+        fields: dict[str, Arg] = {
+            "tenant": tenant,
+            "provider": request.provider,
+            "model": request.model,
+            "priority": request.priority.value,
+            "max_attempts": request.max_attempts,
+            "ttl_ms": ttl_ms,
+            "stub_ms": ttl_ms + round(settings.tombstone_seconds * 1000),
+            "thread": request.thread or "",
+            "metadata": orjson.dumps(request.metadata),
+        }
+        args: list[Arg] = [request.encode(), round(settings.unconfirmed_seconds * 1000)]
+        for name, value in fields.items():
+            args += [name, value]
+        state = State.QUEUED
+        match await self._store.run(CREATE, self._keys_of(generation), args):
+            case [b"created", created]:
+                pass
+            case [b"exists", known, created]:
+                state = State(known.decode())
+        if state is State.DELETED:
+            raise GenerationExpired(f"generation {generation} was deleted")
+        if not state.is_terminal:
+            await self._queue.add(Hint(generation, tenant, request.priority))
+            await self._store.run(CONFIRM, self._keys_of(generation), [])
+        return Submitted(id=generation, created_ms=int(created), state=state, replayed=replayed)
+
+    async def get(self, tenant: str, generation: str) -> Record:
+        """The record. Raises `GenerationUnknown` (another tenant's too) and `GenerationExpired` (deleted)."""
+        record = await self._find(generation)
+        if record is None or record.tenant != tenant:
+            raise GenerationUnknown(f"there is no generation {generation}")
+        if record.state is State.DELETED:
+            raise GenerationExpired(f"generation {generation} was deleted")
+        return record
+
+    async def newest(
+        self, tenant: str, *, limit: int, cursor: str = "", state: State | None = None, thread: str | None = None
+    ) -> Listing:
+        """Records of a tenant, newest first, from below `cursor`. Forgets index entries whose record is gone.
+
+        Looks at a bounded number of entries: a page of a rare state may hold fewer than `limit` and still have a
+        `next_cursor`.
+        """
+        index = self._keys.index(tenant)
+        found: list[Record] = []
+        looked, below = 0, cursor
+        while len(found) < limit and looked < _LIST_MOST:
+            ids = await self._store.range_descending(index, below, _LIST_STEP)
+            stale = []
+            for generation in ids:
+                below, looked = generation, looked + 1
+                record = await self._find(generation)
+                if record is None:
+                    stale.append(generation)
+                elif record.state is not State.DELETED and _matches(record, state, thread):
+                    found.append(record)
+                    if len(found) == limit:
+                        break
+            if stale:
+                await self._store.remove(index, stale)
+            if len(ids) < _LIST_STEP and (not ids or below == ids[-1]):
+                return Listing(records=found, next_cursor=None)
+        return Listing(records=found, next_cursor=below)
+
+    async def cancel(self, record: Record, reason: CancelReason) -> CancelOutcome:
+        """Cancel, durably: after this returns, `cancelled` is the only end the generation can have, unless it had one.
+
+        With no live lease it ends here. With one, its worker learns of the wish with its next answer from the store;
+        when that worker writes no end for `CANCEL_GRACE_MS`, this same call, repeated by anyone, does.
+        """
+        args: list[Arg] = [reason.value, CANCEL_GRACE_MS, jump(), self._keys.live(record.id)]
+        match await self._store.pipe(CANCEL, self._keys_of(record.id), args):
+            case [b"requested"]:
+                return CancelOutcome.REQUESTED
+            case [b"cancelled", _]:
+                await self._queue.drop([Hint(record.id, record.tenant, record.priority)])
+                return CancelOutcome.CANCELLED
+            case [b"ended", _]:
+                return CancelOutcome.ENDED
+            case [b"gone"]:
+                raise GenerationExpired(f"generation {record.id} is gone")
+            case reply:
+                raise StoreError(f"cancel answered {reply!r}")
+
+    async def delete(self, record: Record) -> None:
+        """Erase prompt and log. A worker that still writes is fenced; the id answers 410 from here on."""
+        args: list[Arg] = [round(self._settings.tombstone_seconds * 1000), self._keys.live(record.id)]
+        await self._store.pipe(DELETE, self._keys_of(record.id), args)
+        await self._store.remove(self._keys.index(record.tenant), [record.id])
+        await self._queue.drop([Hint(record.id, record.tenant, record.priority)])
+
+    async def adopt_orphan(self, generation: str) -> bool:
+        """Put back the hint of a generation that has not ended and that nobody holds; True if it was missing."""
+        record = await self._find(generation)
+        if record is None or record.state.is_terminal or record.lease_live:
+            return False
+        return await self._queue.add(Hint(record.id, record.tenant, record.priority))
+
+    async def adopt_orphans(self) -> int:
+        """Look through every record, in small steps, for hints that the queue has lost; returns how many."""
+        adopted = 0
+        async for key in self._store.scan(self._keys.records_pattern()):
+            adopted += await self.adopt_orphan(self._keys.generation_of_record(key))
+        return adopted
+
+    async def _find(self, generation: str) -> Record | None:
+        now, *flat = await self._store.run(RECORD, [self._keys.record(generation)], [])
+        if not flat:
+            return None
+        raw = {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}
+        return Record(
+            id=generation,
+            tenant=raw["tenant"],
+            state=State(raw["state"]),
+            epoch=int(raw["epoch"]),
+            attempt=int(raw.get("attempt", 0)),
+            max_attempts=int(raw.get("max_attempts", 0)),
+            provider=raw.get("provider", ""),
+            model=raw.get("model", ""),
+            priority=Priority(raw["priority"]),
+            thread=raw.get("thread") or None,
+            metadata=orjson.loads(raw.get("metadata", "{}")),
+            head=Position.of_entry_id(raw.get("head", "0-0")),
+            created_ms=int(raw.get("created_ms", 0)),
+            started_ms=int(raw["started_ms"]) if "started_ms" in raw else None,
+            ended_ms=int(raw["ended_ms"]) if "ended_ms" in raw else None,
+            lease_live=int(raw.get("lease", 0)) > int(now),
+            cancel_requested=bool(raw.get("cancel")),
+        )
+
+    def _keys_of(self, generation: str) -> list[str]:
+        return [self._keys.record(generation), self._keys.log(generation), self._keys.request(generation)]
+
+
+def _matches(record: Record, state: State | None, thread: str | None) -> bool:
+    return (state is None or record.shown_state is state) and (thread is None or record.thread == thread)

@@ -1,0 +1,50 @@
+#!lua
+-- Claim a generation: the one place that decides who may write it, and under which epoch.
+--
+-- KEYS  1 record  2 log  3 request
+-- ARGV  1 owner: random, one a claim  2 lease ms  3 floor: the epoch must rise above it  4 jump: random, 2^20..2^31
+--       5 '1' if the claimer may take over a lapsed lease (its connection to this node had no break for a lease)
+--       6 owner of a lease that the claimer itself holds and replaces, or ''
+--
+-- Returns {claimed, epoch, attempt, cancel flag, queued ms, ms since first claim, tenant, request}
+--         {busy, ms to wait} {ended, state} {gone}
+--
+-- Buys: epochs only rise and are never used twice, even after the store forgot claims: `history` is the replication
+-- id under which this record was last claimed or made, and when the server's own is another (or the record had to
+-- be rebuilt) the epoch jumps by a random number. A claim that is repeated with the same owner gives the same epoch.
+-- `attempt` rises for a lapsed lease and where the last holder said so (`charge`), for nothing else.
+local ENDED = {completed = true, failed = true, cancelled = true, deleted = true}
+local record = KEYS[1]
+local r = redis.call('HMGET', record, 'epoch', 'owner', 'lease', 'state', 'history', 'attempt', 'charge', 'cancel',
+                     'created_ms', 'started_ms', 'tenant')
+if not r[1] then return {'gone'} end
+if ENDED[r[4]] then return {'ended', r[4]} end
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local owner, lease_ms = r[2] or '', tonumber(ARGV[2])
+local epoch, attempt = tonumber(r[1]), tonumber(r[6] or '0')
+local charged = r[7] == '1'
+
+if owner ~= ARGV[1] or owner == '' then
+  if owner ~= '' and owner ~= ARGV[6] then
+    local left = tonumber(r[3] or '0') - now
+    if left > 0 then return {'busy', string.format('%.0f', left)} end
+    local uptime = tonumber(string.match(redis.call('INFO', 'server'), 'uptime_in_seconds:(%d+)')) * 1000
+    if ARGV[5] ~= '1' or uptime < lease_ms then return {'busy', ARGV[2]} end
+    charged = true
+  end
+  local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)') or ''
+  epoch = math.max(epoch, tonumber(ARGV[3])) + 1
+  if replid == '' or replid ~= r[5] then epoch = epoch + tonumber(ARGV[4]) end
+  if charged then attempt = attempt + 1 end
+  redis.call('HSET', record, 'epoch', string.format('%.0f', epoch), 'owner', ARGV[1], 'state', 'running',
+             'history', replid, 'attempt', string.format('%.0f', attempt), 'charge', '0')
+  redis.call('HSETNX', record, 'started_ms', string.format('%.0f', now))
+end
+redis.call('HSET', record, 'lease', string.format('%.0f', now + lease_ms))
+for i = 1, 3 do redis.call('PERSIST', KEYS[i]) end
+local started = tonumber(r[10] or now)
+return {'claimed', string.format('%.0f', epoch), string.format('%.0f', attempt), r[8] or '',
+        string.format('%.0f', started - tonumber(r[9])), string.format('%.0f', now - started), r[11],
+        redis.call('GET', KEYS[3]) or ''}

@@ -1,0 +1,9 @@
+#!lua flags=no-writes
+-- The whole record of a generation.
+--
+-- KEYS  1 record
+-- Returns {now ms, field, value, field, value …}; {now ms} alone when there is none
+local time = redis.call('TIME')
+local out = redis.call('HGETALL', KEYS[1])
+table.insert(out, 1, string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000)))
+return out

@@ -1,0 +1,249 @@
+"""The way to Redis that everything in `broker` shares: run a script, on a pooled or on a pipelined connection.
+
+A `Store` holds no state of Legato's; it knows connections. It never hides a failure: what Redis did not do raises
+`StoreUnavailable` (come again) or another `StoreError` (do not).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+from redis.exceptions import RedisError
+
+from broker.connect import connect, translate
+from broker.errors import StoreError, StoreUnavailable, StoreUnusable
+from broker.keys import Keys
+from broker.scripts import Script
+from broker.settings import Settings
+from broker.wire import Address, Arg, Redirected, Reply, ScriptUnknown, Wire
+
+#: How often one call follows the cluster to where a slot went.
+_HOPS = 4
+
+#: An epoch that follows lost claims rises by a random number from this range (2^20 .. 2^31).
+_JUMP = (1 << 20, 1 << 31)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreFacts:
+    """What a server says of itself."""
+
+    server: str  # redis or valkey
+    version: str
+    maxmemory_policy: str
+
+    @property
+    def evicts(self) -> bool:
+        """Whether it may drop logs when memory is full: Legato's promises do not hold then."""
+        return self.maxmemory_policy not in ("noeviction", "")
+
+
+class Store:
+    """Connections to one Redis deployment. Create and use it inside one event loop; close it with `aclose`."""
+
+    def __init__(self, url: str, settings: Settings) -> None:
+        self.settings = settings
+        self.keys = Keys(settings.prefix)
+        self._topology = connect(url, settings)
+        self._timeout = settings.store_timeout_seconds
+        self._wires: dict[Address, Wire] = {}
+        self._opening: dict[Address, asyncio.Task[Wire]] = {}
+        self._blocking: Wire | None = None
+        self._breaks: dict[Address, float] = {}
+        self._closed = False
+
+    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Arg]) -> Reply:
+        """Run a script on a pooled connection. It may run twice when a connection breaks: only for scripts that
+        may be repeated."""
+        client = self._topology.commands
+        try:
+            try:
+                return await client.evalsha(script.sha.decode(), len(keys), *keys, *args)
+            except RedisError as exc:
+                if not isinstance(translate(exc), ScriptUnknown):
+                    raise
+                return await client.eval(script.source.decode(), len(keys), *keys, *args)
+        except (RedisError, OSError, TimeoutError) as exc:
+            raise translate(exc) from exc
+
+    async def pipe(self, script: Script, keys: Sequence[str], args: Sequence[Arg]) -> Reply:
+        """Run a script on the pipelined connection to the server of its keys. Never sent twice: after
+        `StoreUnavailable` it may have run."""
+        address = await self._topology.locate(keys[0])
+        verb: str = "EVALSHA"
+        body = script.sha
+        asking = False
+        for _ in range(_HOPS):
+            wire = await self._wire(address)
+            if asking:
+                wire.call("ASKING").add_done_callback(_retrieve)
+            try:
+                return await wire.call(verb, body, len(keys), *keys, *args)
+            except ScriptUnknown:
+                verb, body = "EVAL", script.source
+            except Redirected as moved:
+                address, asking = moved.address, moved.asking
+                if not asking:
+                    await self._topology.refresh()
+        raise StoreUnavailable("the slot moves too fast to follow")
+
+    async def pop(self, key: str, seconds: float) -> bool:
+        """Wait up to `seconds` for an element of a list and take it; False when none came."""
+        if self._blocking is None or self._blocking.closed:
+            self._blocking = await self.open_wire(await self.locate(key), timeout=seconds + self._timeout)
+        try:
+            return await self._blocking.call("BLPOP", key, f"{max(seconds, 0.01):.3f}") is not None
+        except StoreUnavailable:
+            wire, self._blocking = self._blocking, None
+            if wire is not None:
+                wire.close()
+            await self._topology.refresh()
+            raise
+
+    async def last_ids(self, logs: Sequence[str]) -> list[bytes | None]:
+        """The last entry id of each stream, None where there is none; one round trip a server."""
+        try:
+            pipeline = self._topology.commands.pipeline(transaction=False)
+            for log in logs:
+                pipeline.xrevrange(log, "+", "-", count=1)
+            return [entries[0][0] if entries else None for entries in await pipeline.execute()]
+        except (RedisError, OSError, TimeoutError) as exc:
+            raise translate(exc) from exc
+
+    async def range_descending(self, key: str, below: str, count: int) -> list[str]:
+        """Members of an index that sort below `below` ('' for all), highest first."""
+        try:
+            top = f"({below}" if below else "+"
+            found = await self._topology.commands.zrevrangebylex(key, top, "-", start=0, num=count)
+        except (RedisError, OSError, TimeoutError) as exc:
+            raise translate(exc) from exc
+        return [member if isinstance(member, str) else member.decode() for member in found]
+
+    async def remove(self, key: str, members: Sequence[str]) -> None:
+        """Take members out of an index."""
+        try:
+            await self._topology.commands.zrem(key, *members)
+        except (RedisError, OSError, TimeoutError) as exc:
+            raise translate(exc) from exc
+
+    async def release_key(self, key: str) -> None:
+        """Delete one key."""
+        try:
+            await self._topology.commands.delete(key)
+        except (RedisError, OSError, TimeoutError) as exc:
+            raise translate(exc) from exc
+
+    async def count(self, keys: Sequence[str]) -> int:
+        """How many members sorted sets of one slot hold together."""
+        try:
+            pipeline = self._topology.commands.pipeline(transaction=False)
+            for key in keys:
+                pipeline.zcard(key)
+            return sum(await pipeline.execute())
+        except (RedisError, OSError, TimeoutError) as exc:
+            raise translate(exc) from exc
+
+    async def scan(self, pattern: str) -> AsyncIterator[str]:
+        """Every key that matches, in small steps."""
+        try:
+            async for key in self._topology.scan(pattern):
+                yield key.decode()
+        except (RedisError, OSError, TimeoutError) as exc:
+            raise translate(exc) from exc
+
+    async def facts(self) -> StoreFacts:
+        """Ask a server what it is. Raises `StoreUnusable` when it is too old for Legato's scripts."""
+        try:
+            client = self._topology.commands
+            info = await client.info("server")
+            memory = await client.info("memory")
+        except (RedisError, OSError, TimeoutError) as exc:
+            raise translate(exc) from exc
+        if info and isinstance(next(iter(info.values())), dict):  # a cluster answers per node
+            info, memory = next(iter(info.values())), next(iter(memory.values()))
+        server = "valkey" if "valkey_version" in info else "redis"
+        version = str(info.get(f"{server}_version", "0"))
+        floor = (7, 2) if server == "valkey" else (7, 0)
+        if tuple(int(part) for part in version.split(".")[:2]) < floor:
+            raise StoreUnusable(f"Legato needs Redis 7.0 or Valkey 7.2; this is {server} {version}")
+        return StoreFacts(server=server, version=version, maxmemory_policy=str(memory.get("maxmemory_policy", "")))
+
+    async def locate(self, key: str) -> Address:
+        """Which server serves a key."""
+        return await self._topology.locate(key)
+
+    async def refresh(self) -> None:
+        """Learn the topology anew."""
+        await self._topology.refresh()
+
+    async def steady(self, key: str, seconds: float) -> bool:
+        """Whether the connection to the key's server had no break for that long. A first connection is none."""
+        broke = self._breaks.get(await self._topology.locate(key))
+        return broke is None or asyncio.get_running_loop().time() - broke > seconds
+
+    async def open_wire(
+        self,
+        address: Address,
+        *,
+        timeout: float | None = None,
+        on_push: Callable[[list[Reply]], None] | None = None,
+        on_close: Callable[[Wire], None] | None = None,
+    ) -> Wire:
+        """A new pipelined connection; the caller closes it."""
+        return await Wire.open(
+            address,
+            self._topology.credentials,
+            timeout=timeout or self._timeout,
+            on_push=on_push,
+            on_close=on_close,
+        )
+
+    def note_break(self, address: Address) -> None:
+        """Remember that a connection to that server broke: nobody is taken over from for a lease."""
+        self._breaks[address] = asyncio.get_running_loop().time()
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        self._closed = True
+        for wire in [*self._wires.values(), *([self._blocking] if self._blocking else [])]:
+            wire.close()
+        await self._topology.aclose()
+
+    async def _wire(self, address: Address) -> Wire:
+        wire = self._wires.get(address)
+        if wire is not None and not wire.closed:
+            return wire
+        opening = self._opening.get(address)
+        if opening is None:
+            opening = asyncio.ensure_future(self._open_shared(address))
+            self._opening[address] = opening
+            opening.add_done_callback(lambda _: self._opening.pop(address, None))
+        return await asyncio.shield(opening)
+
+    async def _open_shared(self, address: Address) -> Wire:
+        try:
+            wire = await self.open_wire(address, on_close=self._wire_closed)
+        except StoreError:
+            self.note_break(address)
+            await self._topology.refresh()
+            raise
+        self._wires[address] = wire
+        return wire
+
+    def _wire_closed(self, wire: Wire) -> None:
+        if not self._closed:
+            self.note_break(wire.address)
+            self._wires.pop(wire.address, None)
+
+
+def jump() -> int:
+    """By how much an epoch rises beyond one when claims may have been lost."""
+    return random.randrange(*_JUMP)
+
+
+def _retrieve(future: asyncio.Future[Reply]) -> None:
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,251 @@
+"""Follow logs as they grow: one subscription connection a server, for all viewers of this process.
+
+A `Topic` is one followed generation: a `Window` that notifications extend, and a version that rises whenever readers
+should look again. Reading is pulled: a viewer asks the window by its own position, and the log where the window does
+not know (see `broker.window` for why that cannot go wrong). So a notification is never more than a shortcut. Whatever
+may have cost one (a lost connection, a slot that moved, a subscription the server ended, a head that is not the
+window's) clears the window and wakes the viewers, and the log decides. Nothing here can end a viewer's stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import msgpack
+
+from broker.errors import StoreError
+from broker.events import Entry
+from broker.store import Store
+from broker.window import Window
+from broker.wire import Address, Reply, Wire
+
+#: How often the last entry of a quiet log is compared with its window.
+_CHECK_SECONDS: Final = 1.0
+
+#: Delays between attempts to subscribe again: random up to a bound that doubles.
+_RETRY_FIRST: Final = 0.05
+_RETRY_MOST: Final = 1.0
+
+
+class Topic:
+    """One generation that is being followed."""
+
+    def __init__(self, generation: str) -> None:
+        self.generation = generation
+        self.window = Window()
+        self.version = 0
+        self.deleted = False
+        self.viewers = 0
+        self._pushed = False  # since the last check
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    async def changed(self, version: int, seconds: float) -> bool:
+        """Wait until the version is another than `version`, at most `seconds`; False when time was over."""
+        if self.version != version:
+            return True
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_later(seconds, _resolve, waiter)
+        self._waiting.add(waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiting.discard(waiter)
+        return self.version != version
+
+    def disturb(self) -> None:
+        """Something may have been missed: every viewer asks the log."""
+        self.window.clear()
+        self.wake()
+
+    def wake(self) -> None:
+        """Let every viewer look again."""
+        self.version += 1
+        for waiter in self._waiting:
+            _resolve(waiter)
+
+    def notify(self, message: list[bytes]) -> None:
+        """Take in a notification: `[prev, id, field, payload, …]`, or `[deleted]`."""
+        self._pushed = True
+        if len(message) == 1:
+            self.deleted = True
+        else:
+            self.window.push(
+                message[0].decode(),
+                [Entry(message[i].decode(), message[i + 1], message[i + 2]) for i in range(1, len(message), 3)],
+            )
+        self.wake()
+
+    def was_quiet(self) -> bool:
+        """Whether no notification came since this was last asked."""
+        quiet, self._pushed = not self._pushed, False
+        return quiet
+
+
+class Tail:
+    """All topics of one process. Run `run()` in a task beside the viewers; it ends when it is cancelled."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._keys = store.keys
+        self._topics: dict[str, Topic] = {}  # by channel
+        self._joining: dict[str, asyncio.Event] = {}
+        self._wires: dict[Address, Wire] = {}
+        self._opening: dict[Address, asyncio.Lock] = {}
+        self._served_by: dict[str, Wire] = {}  # channel -> the connection its subscription is on
+        self._lost: asyncio.Queue[str] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def connections(self) -> int:
+        """Open subscription connections: one a server."""
+        return sum(not wire.closed for wire in self._wires.values())
+
+    @property
+    def topics(self) -> int:
+        """Generations being followed."""
+        return len(self._topics)
+
+    @asynccontextmanager
+    async def follow(self, generation: str) -> AsyncIterator[Topic]:
+        """Follow a generation while the block lasts. The subscription stands, or is being made, when it begins: read
+        the log inside the block, and nothing between that read and the first notification is missed."""
+        channel = self._keys.live(generation)
+        topic = self._topics.get(channel)
+        if topic is None:
+            topic = self._topics[channel] = Topic(generation)
+            self._joining[channel] = asyncio.Event()
+            self._lost.put_nowait(channel)
+        topic.viewers += 1
+        try:
+            joining = self._joining.get(channel)
+            if joining is not None:
+                # A subscription that cannot be made now is made later, and then wakes the viewers.
+                try:
+                    async with asyncio.timeout(self._store.settings.store_timeout_seconds):
+                        await joining.wait()
+                except TimeoutError:
+                    pass
+            yield topic
+        finally:
+            topic.viewers -= 1
+            if topic.viewers == 0:
+                self._forget(channel)
+
+    async def run(self) -> None:
+        """Keep every topic subscribed and checked."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._subscribe_loop(group))
+            group.create_task(self._check_loop())
+
+    async def aclose(self) -> None:
+        """Close the subscription connections."""
+        for wire in self._wires.values():
+            wire.close()
+
+    async def _subscribe_loop(self, group: asyncio.TaskGroup) -> None:
+        while True:
+            channel = await self._lost.get()
+            group.create_task(self._subscribe(channel))
+
+    async def _subscribe(self, channel: str) -> None:
+        """Subscribe one topic, however long that takes; one channel a command (two slots in one are refused)."""
+        delay = _RETRY_FIRST
+        while (topic := self._topics.get(channel)) is not None:
+            try:
+                address = await self._store.locate(self._keys.log(topic.generation))
+                wire = await self._wire(address)
+            except StoreError:
+                await asyncio.sleep(random.uniform(0, delay))
+                delay = min(delay * 2, _RETRY_MOST)
+                continue
+            if self._topics.get(channel) is topic:
+                self._served_by[channel] = wire
+                wire.send("SSUBSCRIBE", channel)
+            return
+
+    async def _check_loop(self) -> None:
+        """Once a second, compare the last entry of every quiet log with its window: notifications can be lost."""
+        while True:
+            await asyncio.sleep(_CHECK_SECONDS)
+            quiet = [topic for topic in self._topics.values() if topic.was_quiet()]
+            if not quiet:
+                continue
+            known = [topic.window.last for topic in quiet]
+            try:
+                heads = await self._store.last_ids([self._keys.log(topic.generation) for topic in quiet])
+            except StoreError:
+                continue
+            for topic, before, head in zip(quiet, known, heads, strict=True):
+                now = head.decode() if head is not None else None
+                if topic.window.last == before and now != before:
+                    topic.disturb()
+
+    async def _wire(self, address: Address) -> Wire:
+        async with self._opening.setdefault(address, asyncio.Lock()):
+            wire = self._wires.get(address)
+            if wire is None or wire.closed:
+                wire = await self._store.open_wire(address, on_push=self._on_push, on_close=self._on_close)
+                self._wires[address] = wire
+            return wire
+
+    def _on_push(self, reply: list[Reply]) -> None:
+        match reply:
+            case [b"smessage", channel, data]:
+                topic = self._topics.get(channel.decode())
+                if topic is not None:
+                    topic.notify(msgpack.unpackb(data, raw=True))
+            case [b"ssubscribe", channel, _]:
+                self._subscribed(channel.decode())
+            case [b"sunsubscribe", channel, _]:
+                # Unasked: the slot has moved. Asked for: the topic is gone already, or was made anew since.
+                name = channel.decode() if channel is not None else ""
+                if name in self._topics:
+                    self._again(name)
+
+    def _subscribed(self, channel: str) -> None:
+        topic = self._topics.get(channel)
+        if topic is None:
+            return
+        if (joining := self._joining.pop(channel, None)) is not None:
+            joining.set()
+        else:
+            topic.disturb()
+
+    def _on_close(self, wire: Wire) -> None:
+        for channel in [name for name, serving in self._served_by.items() if serving is wire]:
+            self._again(channel)
+
+    def _again(self, channel: str) -> None:
+        """The subscription is gone: what was published since is only in the log."""
+        del self._served_by[channel]
+        topic = self._topics.get(channel)
+        if topic is not None:
+            topic.disturb()
+            task = asyncio.ensure_future(self._refresh_and_queue(channel))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _refresh_and_queue(self, channel: str) -> None:
+        try:
+            await self._store.refresh()
+        except StoreError:
+            pass
+        self._lost.put_nowait(channel)
+
+    def _forget(self, channel: str) -> None:
+        del self._topics[channel]
+        self._joining.pop(channel, None)
+        wire = self._served_by.pop(channel, None)
+        if wire is not None:
+            wire.send("SUNSUBSCRIBE", channel)
+
+
+def _resolve(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

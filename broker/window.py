@@ -1,0 +1,91 @@
+"""The latest entries of one log, kept as an unbroken chain, for viewers to read from by exact position. Pure.
+
+Why viewers cannot be misled: a viewer holds nothing but the position of the last entry it sent. Both sources it reads
+from, this window and the log, are addressed by that exact position and answer with what follows it *in a chain whose
+every link was checked*: a notification is joined to the window only if its `prev` is the window's last position.
+So the hand-over from replay to live needs no lock, no buffer and no comparing of numbers: whichever source knows the
+position is right, and when the window does not know it the log decides, which may say that the position is no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from broker.events import Entry
+
+Encoder = Callable[[Entry], bytes]
+
+
+class Notice:
+    """An entry, with what encoders made of it: each encodes it once, for all viewers."""
+
+    __slots__ = ("_encoded", "entry")
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self._encoded: dict[Encoder, bytes] = {}
+
+    def encoded(self, encoder: Encoder) -> bytes:
+        """The entry as `encoder` writes it."""
+        found = self._encoded.get(encoder)
+        if found is None:
+            found = self._encoded[encoder] = encoder(self.entry)
+        return found
+
+
+class Window:
+    """A chain of entries behind a known position. Bounded: the oldest entries fall out, readers that far behind
+    read from the log."""
+
+    def __init__(self, *, most_entries: int = 512) -> None:
+        self._most = most_entries
+        self._notices: list[Notice] = []
+        self._index: dict[str, int] = {}  # position -> its place in the endless list of notices
+        self._dropped = 0  # notices that fell out at the front
+        self.last: str | None = None  # end of the chain; None: nothing is known
+
+    def start(self, position: str) -> None:
+        """Begin a chain behind `position`, if there is none: the log was just read up to there."""
+        if self.last is None:
+            self._begin(position)
+
+    def push(self, prev: str, entries: Sequence[Entry]) -> None:
+        """Join a notification, drop it if the chain has passed it exactly, or begin anew with it alone."""
+        if prev != self.last:
+            if entries and entries[-1].position in self._index:
+                return
+            self._begin(prev)
+        for entry in entries:
+            self._index[entry.position] = self._dropped + len(self._notices)
+            self._notices.append(Notice(entry))
+        if entries:
+            self.last = entries[-1].position
+        if len(self._notices) > 2 * self._most:
+            self._trim()
+
+    def after(self, cursor: str) -> list[Notice] | None:
+        """What follows `cursor`; an empty list at the end of the chain; None where only the log can tell."""
+        if cursor == self.last:
+            return []
+        place = self._index.get(cursor)
+        return None if place is None else self._notices[place - self._dropped + 1 :]
+
+    def clear(self) -> None:
+        """Forget the chain: something may have been missed."""
+        self._notices, self._index, self._dropped, self.last = [], {}, 0, None
+
+    def _begin(self, position: str) -> None:
+        self._notices, self._index, self._dropped = [], {position: -1}, 0
+        self.last = position
+
+    def _trim(self) -> None:
+        """Keep the newer half, at most `most_entries`; amortised over as many pushes."""
+        surplus = len(self._notices) - self._most
+        kept = self._notices[surplus:]
+        # The position before the oldest kept entry stays known: what follows it is all here.
+        edge = self._notices[surplus - 1].entry.position
+        self._dropped += surplus
+        self._notices = kept
+        self._index = {edge: self._dropped - 1} | {
+            notice.entry.position: self._dropped + at for at, notice in enumerate(kept)
+        }

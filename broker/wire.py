@@ -1,0 +1,261 @@
+"""One pipelined connection to one Redis server, for the token path.
+
+Why not redis-py here: an append through `redis.asyncio` costs a worker about ten times the CPU (a lock, a deadline and
+several coroutines a command), and its retries re-send writes whose reply was lost. This connection writes what was
+asked within one turn of the event loop in one piece, never sends anything twice, and when it breaks every caller still
+waiting learns that the outcome is unknown. Parsing and packing are hiredis's; addresses, credentials and topology
+come from `broker.connect`, which gets them from redis-py.
+
+RESP2 on purpose: its replies are plain, and a subscribed connection carries pushes only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import hiredis
+
+from broker.errors import StoreError, StoreUnavailable, StoreUnusable
+
+#: What a command takes.
+Arg = str | bytes | int
+#: What a script or command answers: bytes, ints, None, or lists of them.
+Reply = Any
+
+_INCOMPLETE = object()
+
+#: First words of error replies that pass: the same call may succeed later, maybe elsewhere.
+TRANSIENT = frozenset(
+    {
+        *("LOADING", "BUSY", "UNKILLABLE", "NOSCRIPT", "NOREPLICAS", "MISCONF", "OOM", "READONLY", "MASTERDOWN"),
+        *("CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK"),
+    }
+)
+_HOPELESS = frozenset(("NOAUTH", "WRONGPASS", "NOPERM"))
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server listens: `path` for a unix socket, else `host` and `port`."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    def __str__(self) -> str:
+        return self.path or f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """How to get in, and which database."""
+
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    database: int = 0
+    tls: ssl.SSLContext | None = None
+
+
+class StoreReplyError(StoreError):
+    """An error reply that no retry mends: a defect of ours, or a store Legato cannot use."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.word = message.partition(" ")[0]
+
+
+class Redirected(StoreUnavailable):
+    """The slot is elsewhere (MOVED) or on its way (ASK). `address` says where to ask."""
+
+    def __init__(self, *, asking: bool, address: Address) -> None:
+        super().__init__("the slot is served elsewhere")
+        self.asking = asking
+        self.address = address
+
+
+class ScriptUnknown(StoreUnavailable):
+    """The server has not loaded the script; nothing was written."""
+
+
+def error_of(message: str, address: Address) -> StoreError:
+    """The exception for an error reply, told apart by its first word."""
+    word, _, rest = message.partition(" ")
+    if word in ("MOVED", "ASK"):
+        host, _, port = rest.rpartition(" ")[2].rpartition(":")
+        return Redirected(asking=word == "ASK", address=Address(host or address.host, int(port)))
+    if word == "NOSCRIPT":
+        return ScriptUnknown("the server does not know the script")
+    if word in TRANSIENT:
+        return StoreUnavailable(f"Redis answers {word}")
+    if word in _HOPELESS:
+        return StoreUnusable(f"Redis refuses us: {word}")
+    return StoreReplyError(message)
+
+
+class Wire(asyncio.Protocol):
+    """A connection. Replies come in the order of the calls; a broken wire stays broken: make a new one.
+
+    `on_push` gets the messages of a subscribed connection; `on_close` is called once, when it is over.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        timeout: float,
+        on_push: Callable[[list[Reply]], None] | None = None,
+        on_close: Callable[[Wire], None] | None = None,
+    ) -> None:
+        self.address = address
+        self.closed = False
+        self._timeout = timeout
+        self._on_push = on_push
+        self._on_close = on_close
+        self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
+        self._waiting: deque[asyncio.Future[Reply]] = deque()
+        self._outgoing: list[bytes] = []
+        self._transport: asyncio.Transport | None = None
+        self._loop = asyncio.get_running_loop()
+        self._watch: asyncio.TimerHandle | None = None
+        self._last_progress = self._loop.time()
+
+    @classmethod
+    async def open(
+        cls,
+        address: Address,
+        credentials: Credentials,
+        *,
+        timeout: float,
+        on_push: Callable[[list[Reply]], None] | None = None,
+        on_close: Callable[[Wire], None] | None = None,
+    ) -> Wire:
+        """Connect and log in; raises `StoreUnavailable`, or `StoreUnusable` for refused credentials."""
+        wire = cls(address, timeout=timeout, on_push=on_push, on_close=on_close)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(timeout):
+                if address.path:
+                    await loop.create_unix_connection(lambda: wire, address.path)
+                else:
+                    await loop.create_connection(lambda: wire, address.host, address.port, ssl=credentials.tls)
+                if credentials.password is not None:
+                    login = [credentials.username] if credentials.username else []
+                    await wire.call("AUTH", *login, credentials.password)
+                if credentials.database:
+                    await wire.call("SELECT", credentials.database)
+        except (OSError, TimeoutError) as exc:
+            wire.close()
+            raise StoreUnavailable("Redis does not answer") from exc
+        except StoreError:
+            wire.close()
+            raise
+        return wire
+
+    def call(self, *command: str | bytes | int) -> asyncio.Future[Reply]:
+        """Send one command; the future gets its reply, or the error it means.
+
+        Commands of one turn of the loop leave together. When the connection breaks first, the future gets
+        `StoreUnavailable`: the command may have been carried out.
+        """
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        if self.closed:
+            future.set_exception(StoreUnavailable("the connection to Redis is closed"))
+            return future
+        self._waiting.append(future)
+        self._write(hiredis.pack_command(command))  # type: ignore[arg-type]
+        return future
+
+    def send(self, *command: str | bytes | int) -> None:
+        """Send a command whose answer arrives as a push (SSUBSCRIBE and the like)."""
+        if not self.closed:
+            self._write(hiredis.pack_command(command))  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        """Close at once; who waits gets `StoreUnavailable`."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._broken()
+
+    def _write(self, data: bytes) -> None:
+        if not self._outgoing:
+            self._loop.call_soon(self._flush)
+        self._outgoing.append(data)
+
+    def _flush(self) -> None:
+        data, self._outgoing = self._outgoing, []
+        if self._transport is not None and not self.closed:
+            self._transport.write(b"".join(data))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # TCP and unix transports both write
+        self._watch = self._loop.call_later(self._timeout / 4, self._check)
+
+    def data_received(self, data: bytes) -> None:
+        self._last_progress = self._loop.time()
+        self._reader.feed(data)
+        try:
+            while (reply := self._reader.gets()) is not _INCOMPLETE:
+                self._dispatch(reply)
+        except hiredis.ProtocolError:
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._broken()
+
+    def _dispatch(self, reply: Reply) -> None:
+        if self._on_push is not None and isinstance(reply, list):
+            if reply and reply[0] == b"pong":
+                self._answer(reply)
+            else:
+                self._on_push(reply)
+            return
+        self._answer(reply)
+
+    def _answer(self, reply: Reply) -> None:
+        if not self._waiting:
+            if isinstance(reply, hiredis.ReplyError):  # a refused SSUBSCRIBE: the subscriber must start over
+                self.close()
+            return
+        future = self._waiting.popleft()
+        if future.done():
+            return
+        if isinstance(reply, hiredis.ReplyError):
+            future.set_exception(error_of(str(reply), self.address))
+        else:
+            future.set_result(reply)
+
+    def _check(self) -> None:
+        """Every quarter of the time-out: cut a connection that owes an answer too long, ping a quiet one."""
+        if self.closed:
+            return
+        idle = self._loop.time() - self._last_progress
+        if self._waiting and idle > self._timeout:
+            self.close()
+            return
+        if not self._waiting and idle > self._timeout / 4:
+            self._last_progress = self._loop.time()
+            self.call("PING").add_done_callback(_retrieve)
+        self._watch = self._loop.call_later(self._timeout / 4, self._check)
+
+    def _broken(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        if self._watch is not None:
+            self._watch.cancel()
+        waiting, self._waiting = self._waiting, deque()
+        for future in waiting:
+            if not future.done():
+                future.set_exception(StoreUnavailable("the connection to Redis broke; the outcome is unknown"))
+        if self._on_close is not None:
+            self._on_close(self)
+
+
+def _retrieve(future: asyncio.Future[Reply]) -> None:
+    if not future.cancelled():
+        future.exception()
