@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import msgpack
@@ -98,7 +99,8 @@ class Tail:
         self._wires: dict[Address, Wire] = {}
         self._opening: dict[Address, asyncio.Lock] = {}
         self._served_by: dict[str, Wire] = {}  # channel -> the connection its subscription is on
-        self._lost: asyncio.Queue[str] = asyncio.Queue()
+        self._leaving: dict[Wire, Counter[str]] = {}  # unsubscriptions that were asked for
+        self._lost: asyncio.Queue[str] = asyncio.Queue()  # channels that want a subscription
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -126,11 +128,9 @@ class Tail:
             joining = self._joining.get(channel)
             if joining is not None:
                 # A subscription that cannot be made now is made later, and then wakes the viewers.
-                try:
+                with suppress(TimeoutError):
                     async with asyncio.timeout(self._store.settings.store_timeout_seconds):
                         await joining.wait()
-                except TimeoutError:
-                    pass
             yield topic
         finally:
             topic.viewers -= 1
@@ -203,10 +203,7 @@ class Tail:
             case [b"ssubscribe", channel, _]:
                 self._subscribed(channel.decode())
             case [b"sunsubscribe", channel, _]:
-                # Unasked: the slot has moved. Asked for: the topic is gone already, or was made anew since.
-                name = channel.decode() if channel is not None else ""
-                if name in self._topics:
-                    self._again(name)
+                self._unsubscribed(channel.decode() if channel is not None else "")
 
     def _subscribed(self, channel: str) -> None:
         topic = self._topics.get(channel)
@@ -217,7 +214,16 @@ class Tail:
         else:
             topic.disturb()
 
+    def _unsubscribed(self, channel: str) -> None:
+        for leaving in self._leaving.values():
+            if leaving[channel] > 0:
+                leaving[channel] -= 1
+                return
+        if channel in self._served_by:  # unasked: the slot has moved
+            self._again(channel)
+
     def _on_close(self, wire: Wire) -> None:
+        self._leaving.pop(wire, None)
         for channel in [name for name, serving in self._served_by.items() if serving is wire]:
             self._again(channel)
 
@@ -232,10 +238,8 @@ class Tail:
             task.add_done_callback(self._tasks.discard)
 
     async def _refresh_and_queue(self, channel: str) -> None:
-        try:
+        with suppress(StoreError):
             await self._store.refresh()
-        except StoreError:
-            pass
         self._lost.put_nowait(channel)
 
     def _forget(self, channel: str) -> None:
@@ -243,6 +247,7 @@ class Tail:
         self._joining.pop(channel, None)
         wire = self._served_by.pop(channel, None)
         if wire is not None:
+            self._leaving.setdefault(wire, Counter())[channel] += 1
             wire.send("SUNSUBSCRIBE", channel)
 
 

@@ -117,6 +117,7 @@ class Wire(asyncio.Protocol):
         self._on_push = on_push
         self._on_close = on_close
         self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
+        self._subscriber = False
         self._waiting: deque[asyncio.Future[Reply]] = deque()
         self._outgoing: list[bytes] = []
         self._transport: asyncio.Transport | None = None
@@ -171,7 +172,9 @@ class Wire(asyncio.Protocol):
         return future
 
     def send(self, *command: str | bytes | int) -> None:
-        """Send a command whose answer arrives as a push (SSUBSCRIBE and the like)."""
+        """Send a command whose answer arrives as a push (SSUBSCRIBE and the like). A refusal has no sender to go to:
+        it closes the connection, and the subscriber starts over."""
+        self._subscriber = True
         if not self.closed:
             self._write(hiredis.pack_command(command))  # type: ignore[arg-type]
 
@@ -208,18 +211,16 @@ class Wire(asyncio.Protocol):
         self._broken()
 
     def _dispatch(self, reply: Reply) -> None:
-        if self._on_push is not None and isinstance(reply, list):
-            if reply and reply[0] == b"pong":
-                self._answer(reply)
-            else:
-                self._on_push(reply)
-            return
-        self._answer(reply)
+        if self._on_push is not None and isinstance(reply, list) and reply[:1] != [b"pong"]:
+            self._on_push(reply)
+        elif self._subscriber and isinstance(reply, hiredis.ReplyError):
+            self.close()
+        else:
+            self._answer(reply)
 
     def _answer(self, reply: Reply) -> None:
         if not self._waiting:
-            if isinstance(reply, hiredis.ReplyError):  # a refused SSUBSCRIBE: the subscriber must start over
-                self.close()
+            self.close()  # an answer nobody asked for: replies can no longer be told apart
             return
         future = self._waiting.popleft()
         if future.done():
