@@ -57,9 +57,11 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """A cancel is stored: of terminal events only `cancelled` is accepted. Nothing of this batch was stored."""
+    """A cancel is stored, for `reason`: of terminal events only `cancelled` is accepted. Nothing of this batch was
+    stored."""
 
     last: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +135,8 @@ class Log:
                 return Fenced(int(by))
             case [b"closed", last]:
                 return Closed(last.decode())
-            case [b"cancelled", last]:
-                return Cancelled(last.decode())
+            case [b"cancelled", last, reason]:
+                return Cancelled(last.decode(), reason.decode())
             case [b"behind", last]:
                 return Behind(last.decode())
             case [b"diverged", last]:

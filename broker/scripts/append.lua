@@ -5,7 +5,7 @@
 -- ARGV  1 epoch  2 owner  3 prev: position before the first event  4 live channel
 --       5.. id, field, payload of each event
 --
--- Returns {appended, head, stored now, cancel flag} {gone} {fenced, epoch} {closed, last} {cancelled, last}
+-- Returns {appended, head, stored now, cancel flag} {gone} {fenced, epoch} {closed, last} {cancelled, last, flag}
 --         {behind, last} {diverged, last}
 --
 -- Buys: seqs are dense; an event that is sent again is never stored twice, because the stream's own last entry is
@@ -70,7 +70,7 @@ end
 local final = field_at(count - 1)
 if r[4] and r[4] ~= '' and TERMINAL[final] and final ~= 'cancelled' then
   adopt()
-  return {'cancelled', last}
+  return {'cancelled', last, r[4]}
 end
 
 adopt()

@@ -1,0 +1,199 @@
+"""The provider that needs no key: demos, load tests and client tests.
+
+Deterministic from `provider_options` (`SimOptions` says what each means): the same options give the same text, on
+every machine and Python version, and `legato sim` prints it. It can be told to fail like the real ones do. Time
+follows an absolute schedule: a consumer that pauses gets what is overdue at once, as from a server's buffer.
+
+It does not look at `max_output_tokens` and the like: what it says is decided by its options alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Iterator
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from broker.errors import ProviderError
+from broker.events import Delta, FailureCode, FinishReason, Json, Usage, UsageReport
+from broker.generation import Request
+from worker.providers.base import Finish, ProviderEvent
+
+#: Tokens where the options give neither `text` nor `tokens`.
+DEFAULT_TOKENS: Final = 64
+
+#: Chunk size of `text`, in code points, where the options give none.
+DEFAULT_CHUNK_CHARS: Final = 4
+
+#: What a simulated rate limit asks to wait, in seconds.
+RETRY_AFTER_SECONDS: Final = 1.0
+
+#: As fast as it can still lets everybody else run, once in this many chunks.
+_CHUNKS_PER_TURN: Final = 8
+
+_VOCABULARY: Final = (
+    "a the one every some no this that our their two many and or but so while when where then "
+    "river mountain window letter station garden engine signal harbour morning evening winter summer "
+    "reader writer worker teacher stranger neighbour pilot gardener painter child voice answer question "
+    "carries follows opens closes remembers forgets crosses repeats measures counts finds loses keeps moves "
+    "slowly quickly quietly twice again always never almost together alone early late far near above below "
+    "café naïve über señor 東京 мир λόγος 🚀 green silver open broken patient careful sudden endless"
+)
+_WORDS: Final = tuple(_VOCABULARY.split())
+
+
+class SimFault(BaseModel):
+    """Something that goes wrong instead of chunk `at_token`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    #: Chunks sent before it. The number of all chunks means: after the last one, before the end marker.
+    at_token: int = Field(ge=0)
+    kind: Literal["error", "stall", "truncate", "rate_limit"]
+    #: Only in this attempt, counted from 1; left out: in every one.
+    attempt: int | None = Field(default=None, ge=1)
+
+
+class SimOptions(BaseModel):
+    """What `provider_options` may hold. Unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    #: Streamed back verbatim, `chunk_chars` code points a chunk.
+    text: str | None = None
+    #: Generated instead of `text`: this many tokens, one a chunk unless `chunk_chars` is given.
+    tokens: int | None = Field(default=None, ge=0, le=1_000_000)
+    seed: int = 0
+    #: Chunks a second; 0 is as fast as it can.
+    tokens_per_second: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    #: Silence before the first chunk.
+    first_token_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    chunk_chars: int | None = Field(default=None, ge=1)
+    #: The first one due stops the attempt.
+    faults: list[SimFault] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SimOptions:
+        if self.text is not None and self.tokens is not None:
+            raise ValueError("text and tokens exclude one another")
+        return self
+
+
+class SimProvider:
+    """See the module."""
+
+    name: Final = "sim"
+
+    async def stream(self, request: Request, *, attempt: int) -> AsyncGenerator[ProviderEvent, None]:
+        """The text the options ask for, then usage (chunks as output tokens, words as input tokens) and `Finish`."""
+        options = _options(request.provider_options)
+        fault = _first_fault(options.faults, attempt=attempt)
+        loop = asyncio.get_running_loop()
+        start = loop.time() + options.first_token_ms / 1000
+        interval = 1 / options.tokens_per_second if options.tokens_per_second else 0.0
+        count = 0
+        for chunk in _chunks(options):
+            await _until(start + count * interval, turn=count % _CHUNKS_PER_TURN == 0)
+            if fault is not None and count == fault.at_token:
+                await _fail(fault)
+            yield Delta(text=chunk)
+            count += 1
+        await _until(start, turn=True)
+        if fault is not None and count == fault.at_token:
+            await _fail(fault)
+        usage = Usage(input_tokens=_count_words(request.messages), output_tokens=count)
+        yield UsageReport(usage=usage)
+        yield Finish(finish_reason=FinishReason.STOP, usage=usage)
+
+    async def aclose(self) -> None:
+        """Nothing is held."""
+
+
+def sim_tokens(tokens: int, seed: int) -> Iterator[str]:
+    """The generated tokens, one by one; joined they are the text. A longer text starts with the shorter one.
+
+    Only `random()` of a seeded generator is promised to be the same in every Python version, so only it is used.
+    """
+    draw = random.Random(seed).random
+    words_left = 0  # in this sentence
+    sentences = 0
+    for number in range(tokens):
+        word = _WORDS[int(draw() * len(_WORDS))]
+        space = " " if number else ""
+        if words_left == 0:
+            words_left = 5 + int(draw() * 10)
+            space = ("\n\n" if sentences % 5 == 0 else " ") if number else ""
+            sentences += 1
+            word = word[:1].upper() + word[1:]
+        words_left -= 1
+        yield space + word + ("." if words_left == 0 else "")
+
+
+def sim_text(tokens: int, seed: int) -> str:
+    """The text of `{"tokens": tokens, "seed": seed}`."""
+    return "".join(sim_tokens(tokens, seed))
+
+
+def _options(options: Json) -> SimOptions:
+    try:
+        return SimOptions.model_validate(options)
+    except ValidationError as exc:
+        problems = (
+            f"{'.'.join(map(str, ('provider_options', *error['loc'])))}: {error['msg']}"
+            for error in exc.errors(include_input=False, include_url=False)
+        )
+        raise ProviderError(FailureCode.INVALID_REQUEST, "; ".join(problems)) from None
+
+
+def _chunks(options: SimOptions) -> Iterator[str]:
+    if options.text is not None:
+        text, size = options.text, options.chunk_chars or DEFAULT_CHUNK_CHARS
+    else:
+        tokens = DEFAULT_TOKENS if options.tokens is None else options.tokens
+        if options.chunk_chars is None:
+            yield from sim_tokens(tokens, options.seed)
+            return
+        text, size = sim_text(tokens, options.seed), options.chunk_chars
+    for start in range(0, len(text), size):
+        yield text[start : start + size]
+
+
+def _first_fault(faults: list[SimFault], *, attempt: int) -> SimFault | None:
+    due = (fault for fault in faults if fault.attempt in {None, attempt})
+    return min(due, key=lambda fault: fault.at_token, default=None)
+
+
+async def _until(due: float, *, turn: bool) -> None:
+    """Sleep until `due` (the loop's clock); where it has passed, give the loop a turn if `turn`."""
+    if (delay := due - asyncio.get_running_loop().time()) > 0:
+        await asyncio.sleep(delay)
+    elif turn:
+        await asyncio.sleep(0)
+
+
+async def _fail(fault: SimFault) -> None:
+    match fault.kind:
+        case "error":
+            raise ProviderError(FailureCode.UPSTREAM_ERROR, "sim: a simulated error", retry=True)
+        case "rate_limit":
+            raise ProviderError(
+                FailureCode.RATE_LIMITED, "sim: a simulated rate limit", retry=True, retry_after=RETRY_AFTER_SECONDS
+            )
+        case "truncate":
+            raise ProviderError(
+                FailureCode.UPSTREAM_INCOMPLETE, "sim ended its stream without its terminal marker", retry=True
+            )
+        case "stall":
+            await asyncio.get_running_loop().create_future()
+
+
+def _count_words(messages: list[Json]) -> int:
+    words = 0
+    for message in messages:
+        content = message.get("content")
+        parts = content if isinstance(content, list) else [{"text": content}]
+        texts = (part.get("text") for part in parts if isinstance(part, dict))
+        words += sum(len(text.split()) for text in texts if isinstance(text, str))
+    return words

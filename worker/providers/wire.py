@@ -1,0 +1,236 @@
+"""What the providers with an HTTP wire share: reading a stream, JSON frames, tool calls, options.
+
+Each provider gives a `Mapper` (one wire's frames to events, pure) and an open call; `relay` does the rest, so that the
+rules of how a stream may end are written once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import httpx2
+import orjson
+
+from broker.errors import ProviderError
+from broker.events import Delta, DeltaKind, Json, ToolCall, ToolCallDone
+from worker.providers import classify
+from worker.providers.base import ProviderEvent
+from worker.sse import SseReader
+
+#: After the terminal marker the body's own end usually follows in the same packet. Waiting this long for it keeps
+#: the connection for the next call; `Finish` has been yielded before.
+DRAIN_SECONDS: Final = 0.1
+
+#: Not to be overridden by `provider_options`: the request itself says them, or the worker depends on them.
+RESERVED_OPTIONS: Final = frozenset({"messages", "model", "stream"})
+
+
+class Response(Protocol):
+    """As the SDKs' raw streaming responses are."""
+
+    @property
+    def http_response(self) -> httpx2.Response: ...
+
+
+class Mapper(Protocol):
+    """One wire's frames to events. Pure, and one for each response.
+
+    A `KeyError`, `TypeError`, `AttributeError` or `ValueError` out of `feed` means that the frame is not the
+    provider's protocol; so it may take JSON apart without asking first.
+    """
+
+    finished: bool  # the terminal marker was seen; nothing follows
+
+    def feed(self, name: bytes | None, data: bytes) -> Sequence[ProviderEvent]:
+        """The events of one frame. Raises `ProviderError` for an error the provider reports inside the stream."""
+        ...
+
+    def end(self) -> Sequence[ProviderEvent]:
+        """The body ended cleanly: `Finish`, if it may be taken as whole, else raises `upstream_incomplete`."""
+        ...
+
+
+async def relay(
+    connect: Callable[[], AbstractAsyncContextManager[Response]],
+    mapper: Mapper,
+    *,
+    provider: str,
+    auth_errors: tuple[type[Exception], ...],
+) -> AsyncGenerator[ProviderEvent, None]:
+    """Everything a response says, as events; ends after `Finish`, or raises `ProviderError` and nothing else.
+
+    `auth_errors` are what the SDK raises when it cannot find or fetch credentials. Nothing is read ahead. Closing the
+    generator closes the connection. Errors are raised `from None`: their causes hold requests and headers, and must
+    not reach a traceback in a log.
+    """
+    reader = SseReader()
+    opened = False
+    try:
+        async with connect() as response:
+            opened = True
+            async with aclosing(response.http_response.aiter_bytes()) as chunks:
+                async for chunk in chunks:
+                    for name, data in reader.feed(chunk):
+                        try:
+                            events = mapper.feed(name, data)
+                        except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
+                            raise classify.malformed(provider) from None
+                        for event in events:
+                            yield event
+                        if mapper.finished:
+                            await _drain(chunks)
+                            return
+                for event in mapper.end():
+                    yield event
+    except ProviderError:
+        raise
+    except auth_errors:
+        raise classify.no_credentials(provider) from None
+    except Exception as exc:  # noqa: BLE001 -- the interface promises that nothing else gets out
+        raise _classified(exc, provider=provider, opened=opened) from None
+
+
+def _classified(exc: Exception, *, provider: str, opened: bool) -> ProviderError:
+    if not opened and isinstance(exc, TypeError | ValueError):
+        if "authentication method" in str(exc):  # one SDK finds out that it has no key when it builds the request
+            return classify.no_credentials(provider)
+        return classify.invalid_request(f"the {provider} SDK does not take this request: {exc}")
+    if isinstance(exc, TypeError | ValueError | LookupError | AttributeError | AssertionError):
+        return classify.defect(provider, exc)
+    return classify.exception(exc, provider=provider, opened=opened)
+
+
+async def _drain(chunks: AsyncGenerator[bytes, None]) -> None:
+    with suppress(TimeoutError, httpx2.HTTPError, httpx2.StreamError, OSError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            async for _ in chunks:
+                pass
+
+
+class Frames:
+    """Parses JSON frames, and mends characters that a provider cut in two.
+
+    A server that cuts text by UTF-16 units sends `"\\ud83d"` in one frame and `"\\ude00"` in the next. The first half
+    is held back until its other half comes; what stays alone becomes U+FFFD. `key` says which text a piece is of.
+    """
+
+    __slots__ = ("_halves", "_mend")
+
+    def __init__(self) -> None:
+        self._mend = False  # no frame so far held a half: texts need no look
+        self._halves: dict[DeltaKind | int, str] = {}
+
+    def loads(self, data: bytes) -> Any:
+        """The frame's JSON. Raises `ValueError` (or `RecursionError`) where it is none."""
+        try:
+            return orjson.loads(data)
+        except orjson.JSONDecodeError:  # it refuses halves of characters, and bytes that are not UTF-8
+            self._mend = True
+            return json.loads(data.decode("utf-8", "replace"))
+
+    def text(self, key: DeltaKind | int, piece: str) -> str:
+        """`piece` with whole characters only; may be empty, as long as a half waits for its other one."""
+        if not self._mend:
+            return piece
+        piece = self._halves.pop(key, "") + piece
+        if piece and "\ud800" <= piece[-1] <= "\udbff":
+            self._halves[key] = piece[-1]
+            piece = piece[:-1]
+        return piece.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+    def rest(self, key: DeltaKind | int) -> str:
+        """What is left of a text that has ended: U+FFFD, or nothing."""
+        return "\ufffd" if self._halves.pop(key, "") else ""
+
+    def deltas(self) -> list[ProviderEvent]:
+        """`rest` of every kind of delta."""
+        return [Delta(text=rest, kind=kind) for kind in DeltaKind if (rest := self.rest(kind))]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Call:
+    index: int
+    id: str | None = None
+    name: str | None = None
+    whole: str = ""  # arguments given in one piece, used where no fragment follows
+    arguments: list[str] = field(default_factory=list)
+
+
+class ToolCalls:
+    """Tool calls under way. Their `index` counts the calls of the answer: 0, 1, 2 …, whatever the wire counts."""
+
+    def __init__(self, frames: Frames) -> None:
+        self._frames = frames
+        self._open: dict[object, _Call] = {}
+        self.count = 0
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._open
+
+    def id_of(self, key: object) -> str | None:
+        """The id of the open call `key`; `None` where there is none, or it has none yet."""
+        call = self._open.get(key)
+        return call.id if call else None
+
+    def add(
+        self, key: object, *, id: str | None = None, name: str | None = None, arguments: str = "", whole: str = ""
+    ) -> list[ProviderEvent]:
+        """A fragment of the call that the wire knows as `key`, unless it says nothing; opens the call if it is new."""
+        call = self._open.get(key)
+        if call is None:
+            call = self._open[key] = _Call(index=self.count, whole=whole)
+            self.count += 1
+        fresh_id = id if id and call.id is None else None
+        fresh_name = name if name and call.name is None else None
+        call.id, call.name = call.id or fresh_id, call.name or fresh_name
+        text = self._frames.text(call.index, arguments)
+        call.arguments.append(text)
+        if not (text or fresh_id or fresh_name):
+            return []
+        return [ToolCall(index=call.index, arguments=text, id=fresh_id, name=fresh_name)]
+
+    def done(self, key: object) -> list[ProviderEvent]:
+        """The call is whole. Its fragments join to exactly what `ToolCallDone` says, `{}` where none came."""
+        call = self._open.pop(key)
+        events: list[ProviderEvent] = []
+        rest = self._frames.rest(call.index) or ("" if "".join(call.arguments) else call.whole or "{}")
+        if rest:
+            call.arguments.append(rest)
+            events.append(ToolCall(index=call.index, arguments=rest))
+        events.append(
+            ToolCallDone(
+                index=call.index,
+                id=call.id or f"call_{call.index}",
+                name=call.name or "",
+                arguments="".join(call.arguments),
+            )
+        )
+        return events
+
+    def done_all(self) -> list[ProviderEvent]:
+        """`done` for every open call, in order."""
+        return [event for key in list(self._open) for event in self.done(key)]
+
+
+def with_options(arguments: Json, options: Json, *, takes: Collection[str]) -> Json:
+    """`arguments` for the SDK's `create`, with `provider_options` laid over them.
+
+    Options that `create` takes by name (`takes`, so `extra_headers`, `extra_query`, `extra_body` and `timeout` too)
+    are handed to it untouched and win over what the request said; every other one goes into `extra_body`, which is
+    how the SDKs send what they do not know. `RESERVED_OPTIONS` are refused in both places.
+    """
+    extra = options.get("extra_body") or {}
+    if not isinstance(extra, dict):
+        raise classify.invalid_request("provider_options.extra_body: not an object")
+    for name in RESERVED_OPTIONS:
+        if name in options or name in extra:
+            raise classify.invalid_request(f"provider_options.{name}: cannot be set here")
+    named = {name: value for name, value in options.items() if name in takes}
+    other = {name: value for name, value in options.items() if name not in takes}
+    body = arguments.get("extra_body", {}) | other | extra
+    return arguments | named | ({"extra_body": body} if body else {})

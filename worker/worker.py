@@ -1,0 +1,218 @@
+"""A worker process: takes hints, claims generations, runs up to N of them, renews their leases.
+
+Any worker may take over what a lost one held: a hint that is due is looked at by whoever takes it, and the claim
+decides. So there is no separate reaper; `sweep_loop` only finds generations whose hint the queue has lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping
+from typing import Final
+
+import structlog
+
+from broker.errors import Closed, Fenced, RecordGone, StoreError, StoreUnavailable
+from broker.lease import Busy, Ended, Lease, Leases, Lost, Missing, Renewed, new_owner
+from broker.log import Log
+from broker.queue import Hint, Queue
+from broker.records import Records
+from broker.settings import Settings
+from broker.store import Store
+from worker.providers.base import Provider
+from worker.run import Outcome, Result, Run
+
+_log = structlog.get_logger("legato.worker")
+
+#: Longest sleep without a look at the queue: what a lost wake-up costs.
+_IDLE_SECONDS: Final = 1.0
+
+#: Hints taken at once; the rest is left to other workers.
+_TAKE_MOST: Final = 16
+
+#: A run that had no answer of the store for this long asks for one: that is how it learns of a cancel.
+_POLL_SECONDS: Final = 0.7
+_TICK_SECONDS: Final = 0.2
+
+_RETRY_FIRST: Final = 0.1
+_RETRY_MOST: Final = 2.0
+
+
+class Worker:
+    """One worker. `run()` until `drain()` was called and everything has ended or is handed over."""
+
+    def __init__(self, store: Store, *, providers: Mapping[str, Provider], settings: Settings) -> None:
+        self._queue = Queue(store)
+        self._records = Records(store, self._queue)
+        self._log = Log(store)
+        self._leases = Leases(store)
+        self._providers = providers
+        self._settings = settings
+        self._runs: dict[str, tuple[Run, Hint]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._slot_free = asyncio.Event()
+        self._draining = asyncio.Event()
+
+    @property
+    def running(self) -> int:
+        """Generations being run now."""
+        return len(self._runs)
+
+    def drain(self) -> None:
+        """Take nothing new; let what runs go on for `drain_seconds`, then hand it over."""
+        self._draining.set()
+
+    async def run(self) -> None:
+        """Work until drained."""
+        async with asyncio.TaskGroup() as group:
+            renewing = group.create_task(self.renew_loop())
+            sweeping = group.create_task(self.sweep_loop())
+            await self.claim_loop()
+            sweeping.cancel()
+            await self._let_go()
+            renewing.cancel()
+
+    async def claim_loop(self) -> None:
+        """Take hints while there is room; sleep until one is added, or due."""
+        delay = _RETRY_FIRST
+        while not self._draining.is_set():
+            free = self._settings.worker_concurrency - len(self._tasks)
+            if free <= 0:
+                self._slot_free.clear()
+                await self._unless_draining(self._slot_free.wait())
+                continue
+            try:
+                taken = await self._queue.take(min(free, _TAKE_MOST))
+                for hint in taken.hints:
+                    await self._consider(hint)
+                if not taken.hints:
+                    due = _IDLE_SECONDS if taken.next_due_ms is None else taken.next_due_ms / 1000
+                    await self._unless_draining(self._queue.wait(min(due, _IDLE_SECONDS)))
+                delay = _RETRY_FIRST
+            except StoreError as exc:
+                _log.warning("queue_unavailable", error=str(exc))
+                await self._unless_draining(asyncio.sleep(random.uniform(0, delay)))
+                delay = min(delay * 2, _RETRY_MOST)
+
+    async def renew_loop(self) -> None:
+        """Renew every lease well before its time, and poll for cancels where no append brings the answer."""
+        term = self._settings.lease_seconds / 3
+        loop = asyncio.get_running_loop()
+        hints_at = loop.time()
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            now = loop.time()
+            asking = [
+                run
+                for run, _ in self._runs.values()
+                if run.writer is not None
+                and (now - run.renewed_at >= term or now - max(run.writer.answered_at, run.renewed_at) >= _POLL_SECONDS)
+            ]
+            await asyncio.gather(*(self._renew(run) for run in asking))
+            if self._runs and now - hints_at >= term:
+                hints_at = now
+                try:
+                    await self._queue.look_again([hint for _, hint in self._runs.values()], self._settings.lease_ms)
+                except StoreError as exc:
+                    _log.warning("queue_unavailable", error=str(exc))
+
+    async def sweep_loop(self) -> None:
+        """Now and then, put back hints that the queue has lost."""
+        while True:
+            await asyncio.sleep(self._settings.sweep_seconds * random.uniform(0.5, 1.5))
+            try:
+                if adopted := await self._records.adopt_orphans():
+                    _log.warning("hints_restored", count=adopted)
+            except StoreError as exc:
+                _log.warning("sweep_failed", error=str(exc))
+
+    async def _consider(self, hint: Hint) -> None:
+        owner = new_owner()
+        match await self._leases.claim(hint.generation, owner=owner):
+            case Lease() as lease:
+                run = Run(lease, log=self._log, leases=self._leases, providers=self._providers, settings=self._settings)
+                self._runs[hint.generation] = run, hint
+                task = asyncio.create_task(self._supervise(run, hint), name=f"run {hint.generation}")
+                self._tasks.add(task)
+                task.add_done_callback(self._run_done)
+            case Busy(wait_ms=wait):
+                await self._queue.look_again([hint], wait)
+            case Ended() | Missing():
+                await self._queue.drop([hint])
+
+    async def _supervise(self, run: Run, hint: Hint) -> None:
+        _log.info("generation_claimed", generation=hint.generation, epoch=run.lease.epoch, attempt=run.lease.attempt)
+        try:
+            result = await run.execute()
+        except StoreUnavailable:
+            # Nothing was written; the hint comes back when the lease is over.
+            result = Result(Outcome.LOST)
+        except Exception as exc:  # noqa: BLE001 - one run's defect must not take the others with it
+            _log.error("run_defect", generation=hint.generation, error=repr(exc)[:300])
+            result = Result(Outcome.LOST)
+        finally:
+            self._runs.pop(hint.generation, None)
+        _log.info("generation_left", generation=hint.generation, outcome=result.outcome.value)
+        try:
+            match result.outcome:
+                case Outcome.ENDED:
+                    await self._queue.drop([hint])
+                case Outcome.RETRY:
+                    await self._queue.look_again([hint], result.delay_ms)
+                case Outcome.HANDED_OVER:
+                    await self._queue.look_again([hint], 0)
+                case Outcome.LOST:
+                    pass
+        except StoreError as exc:
+            # The hint in flight comes back by itself; the claim will see what has become of the generation.
+            _log.warning("queue_unavailable", error=str(exc))
+
+    async def _renew(self, run: Run) -> None:
+        writer = run.writer
+        if writer is None:
+            return
+        lease = run.lease
+        try:
+            answer = await self._leases.renew(lease)
+        except StoreError:
+            return  # the writer meets the same outage, and waits for its end
+        if lease is not run.lease:
+            return  # the writer claimed anew meanwhile
+        run.renewed_at = asyncio.get_running_loop().time()
+        match answer:
+            case Renewed(cancel=reason):
+                writer.cancel(reason)
+            case Lost():
+                writer.lose(Fenced("a later claim, or a delete, has taken the generation"))
+            case Ended():
+                if not (writer.entries and writer.entries[-1].is_terminal):
+                    writer.lose(Closed("the log has its end already"))
+            case Missing():
+                writer.lose(RecordGone("the store has no record of the generation"))
+
+    async def _let_go(self) -> None:
+        """Wait for what runs; hand over what is left when the time to drain is over."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._settings.drain_seconds)
+        for run, _ in list(self._runs.values()):
+            run.hand_over()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _run_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._slot_free.set()
+
+    async def _unless_draining(self, waiting: object) -> None:
+        """Wait for something, or for the order to drain."""
+        sleeping = asyncio.ensure_future(waiting)  # type: ignore[call-overload]  # any awaitable
+        draining = asyncio.ensure_future(self._draining.wait())
+        try:
+            await asyncio.wait({sleeping, draining}, return_when=asyncio.FIRST_COMPLETED)
+            if sleeping.done():
+                sleeping.result()
+        finally:
+            draining.cancel()
+            if not sleeping.done():
+                sleeping.cancel()

@@ -1,0 +1,196 @@
+"""Writes one generation's events to its log, and keeps the log whole while it holds the lease.
+
+*Natural batching*: at most one append is in flight; whatever is added meanwhile is the next one. An idle system so adds
+no delay, and a loaded one batches by itself. An event's position and bytes are fixed when it is added, and never
+change after they were first sent: an append whose outcome is unknown is repeated with the same events, and maybe more
+behind them.
+
+*The whole log*, inherited entries too, stays in memory until the end: when the store comes back with a shorter log,
+any suffix of it can be put back; when somebody else's events stand in the store, everything shown so far is
+written anew behind a `reset`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Final
+
+from broker import errors
+from broker import log as answers
+from broker.errors import StoreUnavailable
+from broker.events import Cancelled, CancelReason, Completed, Entry, Event, Reset, decode, encode
+from broker.lease import Ended, Lease, Leases, Missing, new_owner
+from broker.log import MAX_APPEND_BYTES, MAX_APPEND_EVENTS, Log
+from broker.position import BEGINNING, Position
+
+#: Events that may wait to be stored; beyond that the provider is not read on.
+_ROOM_EVENTS: Final = 1000
+_ROOM_BYTES: Final = 1024 * 1024
+
+#: Delays while the store is away: random up to a bound that doubles.
+_RETRY_FIRST: Final = 0.05
+_RETRY_MOST: Final = 2.0
+
+
+class Writer:
+    """The one writer of a generation, for as long as `lease` is held.
+
+    `run()` must be running for anything to be stored. It returns once a terminal event is stored, and raises
+    `LeaseLost` when somebody else has the generation.
+    """
+
+    def __init__(
+        self, lease: Lease, inherited: list[Entry], *, log: Log, leases: Leases, on_cancel: Callable[[], None]
+    ) -> None:
+        self.lease = lease
+        self.cancel_reason: CancelReason | None = None
+        self.answered_at = asyncio.get_running_loop().time()  # of the store's last answer
+        self._log = log
+        self._leases = leases
+        self._on_cancel = on_cancel
+        self._entries = list(inherited)
+        self._stored = len(inherited)
+        self._waiting_bytes = 0
+        self._lost: errors.LeaseLost | None = None
+        self._added = asyncio.Event()
+        self._progress = asyncio.Event()
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The whole log as this writer knows it, stored or not."""
+        return self._entries
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the provider may be read on."""
+        return len(self._entries) - self._stored < _ROOM_EVENTS and self._waiting_bytes < _ROOM_BYTES
+
+    def add(self, event: Event) -> None:
+        """Give the event its position, and have it stored soon."""
+        stored = encode(event)
+        self._entries.append(Entry(f"{len(self._entries) + 1}-{self.lease.epoch}", *stored))
+        self._waiting_bytes += len(stored.payload)
+        self._added.set()
+
+    async def room(self) -> None:
+        """Wait until the provider may be read on."""
+        while not self.has_room:
+            self._progress.clear()
+            await self._progress.wait()
+
+    async def flushed(self) -> None:
+        """Wait until everything added so far is stored."""
+        while self._stored < len(self._entries):
+            self._progress.clear()
+            await self._progress.wait()
+
+    def cancel(self, reason: str) -> None:
+        """A cancel is stored in the record: tell the run, once."""
+        if reason and self.cancel_reason is None:
+            self.cancel_reason = CancelReason(reason)
+            self._on_cancel()
+
+    def lose(self, why: errors.LeaseLost) -> None:
+        """The lease is known to be lost: `run()` raises `why`."""
+        self._lost = why
+        self._added.set()
+
+    async def run(self) -> None:
+        """Append what is added, until a terminal event is stored."""
+        delay = _RETRY_FIRST
+        while True:
+            while self._stored == len(self._entries):
+                if self._stored and self._entries[-1].is_terminal:
+                    return
+                self._added.clear()
+                if self._lost is None:
+                    await self._added.wait()
+                if self._lost is not None:
+                    raise self._lost
+            if self._lost is not None:
+                raise self._lost
+            try:
+                await self._append()
+                delay = _RETRY_FIRST
+            except StoreUnavailable:
+                await asyncio.sleep(random.uniform(0, delay))
+                delay = min(delay * 2, _RETRY_MOST)
+
+    async def _append(self) -> None:
+        batch = self._next_batch()
+        prev = self._entries[self._stored - 1].position if self._stored else BEGINNING
+        lease = self.lease
+        answer = await self._log.append(lease.generation, lease.epoch, lease.owner, prev, batch)
+        self.answered_at = asyncio.get_running_loop().time()
+        match answer:
+            case answers.Appended(cancel=reason):
+                self._advance(self._stored + len(batch))
+                self.cancel(reason)
+            case answers.Cancelled(reason=reason):
+                self._end_cancelled(CancelReason(reason))
+                self.cancel(reason)
+            case answers.Behind(last=last) if self._knows(last):
+                self._advance(Position.of_entry_id(last).seq)
+            case answers.Behind() | answers.Diverged():
+                await self._write_anew()
+            case answers.Fenced():
+                raise errors.Fenced("a later claim, or a delete, has taken the generation")
+            case answers.Closed():
+                raise errors.Closed("the log has its end already")
+            case answers.Gone():
+                raise errors.RecordGone("the store has no record of the generation")
+
+    def _next_batch(self) -> list[Entry]:
+        batch: list[Entry] = []
+        size = 0
+        for entry in self._entries[self._stored : self._stored + MAX_APPEND_EVENTS]:
+            size += len(entry.payload)
+            if batch and size > MAX_APPEND_BYTES:
+                break
+            batch.append(entry)
+        return batch
+
+    def _advance(self, stored: int) -> None:
+        self._stored = stored
+        self._waiting_bytes = sum(len(entry.payload) for entry in self._entries[stored:])
+        self._progress.set()
+
+    def _knows(self, position: str) -> bool:
+        """Whether `position` is in this writer's log: by that very id, not by its seq."""
+        if position == BEGINNING:
+            return True
+        seq = Position.of_entry_id(position).seq
+        return seq <= len(self._entries) and self._entries[seq - 1].position == position
+
+    def _end_cancelled(self, reason: CancelReason) -> None:
+        """The terminal event was refused, so it was never stored under its position: `cancelled` takes its place."""
+        refused = self._entries[-1]
+        event = decode(refused)
+        usage = event.usage if isinstance(event, Completed) else None
+        self._entries[-1] = Entry(refused.position, *encode(Cancelled(reason=reason, usage=usage)))
+
+    async def _write_anew(self) -> None:
+        """The store was rolled back and somebody else wrote there: claim above everything, `reset`, and write what
+        was shown, again."""
+        owner = new_owner()
+        match await self._leases.claim(self.lease.generation, owner=owner, replacing=self.lease):
+            case Lease() as lease:
+                found = await self._log.read_all(lease.generation)
+            case Ended():
+                raise errors.Closed("the log has its end already")
+            case Missing():
+                raise errors.RecordGone("the store has no record of the generation")
+            case _:
+                raise errors.Fenced("somebody else has claimed the generation")
+        if found and found[-1].is_terminal:
+            raise errors.Closed("the log has its end already")
+        mine = self._entries
+        since = max((at + 1 for at, entry in enumerate(mine) if entry.field == b"reset"), default=0)
+        self.lease = lease
+        self._entries = found
+        self._advance(len(found))
+        self.add(Reset(attempt=lease.attempt, reason="store_rolled_back"))
+        for entry in mine[since:]:
+            self.add(decode(entry))
