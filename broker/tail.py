@@ -137,6 +137,11 @@ class Tail:
             if topic.viewers == 0:
                 self._forget(channel)
 
+    def wake_all(self) -> None:
+        """Let every viewer look again."""
+        for topic in self._topics.values():
+            topic.wake()
+
     async def run(self) -> None:
         """Keep every topic subscribed and checked."""
         async with asyncio.TaskGroup() as group:

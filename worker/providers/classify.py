@@ -113,12 +113,14 @@ _TOO_LONG_WORDS: Final = re.compile(
 _SECRETS: Final = re.compile(
     r"""
     \b(?:bearer|basic)\s+[^\s"',;]+                                    # an Authorization header
-    | \b(?:sk|pk|rk|lg|xai|gsk|hf|key|AIza)[-_][\w\-*.…]{3,}            # keys by prefix, masked ones too
+    | \b(?:sk|pk|rk|lg|xai|gsk|hf|pplx|ghp|r8)[-_][\w\-*.…]{3,}         # keys by prefix, masked ones too
     | \bAIza[\w\-]{10,}
     | \beyJ[\w\-]+\.[\w\-]+\.[\w\-]*                                    # a JSON Web Token
-    | (?:api[-_ ]?key|authorization|token|secret|password)["']?\s*[=:]\s*["']?[^\s"',;]+
+    | (?P<label>(?:api[-_ ]?key|authorization|token|secret|password)(?:\ provided)?["']?\s*[=:]\s*["']?)
+      (?:(?:bearer|basic)\s+)?[^\s"',;]+
     | (?<=://)[^\s/@]+@                                                 # user and password of a URL
-    | [\w\-+/=]{40,}                                                    # anything long and opaque
+    | \b(?=[a-z_]*\d)\w{32,}                                            # hex and the like, but no model's name
+    | [\w\-+/=]{64,}                                                    # anything very long and opaque
     """,
     re.IGNORECASE | re.VERBOSE,
 )
@@ -176,7 +178,7 @@ def defect(provider: str, exc: Exception) -> ProviderError:
 
 def scrub(message: str) -> str:
     """`message` without anything that looks like a credential, on one line, at most `MAX_MESSAGE_CHARS` long."""
-    text = " ".join(_SECRETS.sub("[redacted]", message[:_MAX_READ_CHARS]).split())
+    text = " ".join(_SECRETS.sub(r"\g<label>[redacted]", message[:_MAX_READ_CHARS]).split())
     return text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 1] + "…"
 
 

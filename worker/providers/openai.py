@@ -22,6 +22,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
 import openai
+import orjson
 
 from broker.events import Delta, DeltaKind, FinishReason, Json, Usage, UsageReport
 from broker.generation import Request
@@ -197,7 +198,10 @@ class ChunkMapper:
         elif call_id and (known := self._calls.id_of(key)) and known != call_id and function.get("name"):
             key = call_id  # and some count every call as 0
         self._call_key = key
-        events += self._calls.add(key, id=call_id, name=function.get("name"), arguments=function.get("arguments") or "")
+        arguments = function.get("arguments") or ""
+        if isinstance(arguments, dict):  # not yet made into text
+            arguments = orjson.dumps(arguments).decode()
+        events += self._calls.add(key, id=call_id, name=function.get("name"), arguments=arguments)
 
 
 def _usage(usage: Mapping[str, Any]) -> Usage:

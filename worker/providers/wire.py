@@ -27,7 +27,11 @@ from worker.sse import SseReader
 DRAIN_SECONDS: Final = 0.1
 
 #: Not to be overridden by `provider_options`: the request itself says them, or the worker depends on them.
-RESERVED_OPTIONS: Final = frozenset({"messages", "model", "stream"})
+RESERVED_OPTIONS: Final = ("messages", "model", "stream")
+
+
+#: What a mapper runs into when a frame is not what its protocol says.
+_MALFORMED: Final = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
 
 
 class Response(Protocol):
@@ -40,8 +44,8 @@ class Response(Protocol):
 class Mapper(Protocol):
     """One wire's frames to events. Pure, and one for each response.
 
-    A `KeyError`, `TypeError`, `AttributeError` or `ValueError` out of `feed` means that the frame is not the
-    provider's protocol; so it may take JSON apart without asking first.
+    A `KeyError`, `TypeError`, `AttributeError` or `ValueError` out of it means that a frame is not the provider's
+    protocol; so it may take JSON apart without asking first.
     """
 
     finished: bool  # the terminal marker was seen; nothing follows
@@ -78,14 +82,18 @@ async def relay(
                     for name, data in reader.feed(chunk):
                         try:
                             events = mapper.feed(name, data)
-                        except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
+                        except _MALFORMED:
                             raise classify.malformed(provider) from None
                         for event in events:
                             yield event
                         if mapper.finished:
                             await _drain(chunks)
                             return
-                for event in mapper.end():
+                try:
+                    events = mapper.end()
+                except _MALFORMED:
+                    raise classify.malformed(provider) from None
+                for event in events:
                     yield event
     except ProviderError:
         raise
@@ -96,11 +104,12 @@ async def relay(
 
 
 def _classified(exc: Exception, *, provider: str, opened: bool) -> ProviderError:
-    if not opened and isinstance(exc, TypeError | ValueError):
+    odd = isinstance(exc, TypeError | ValueError | AttributeError | LookupError)
+    if odd and not opened:  # whatever the SDK, or we, could not make of the request
         if "authentication method" in str(exc):  # one SDK finds out that it has no key when it builds the request
             return classify.no_credentials(provider)
         return classify.invalid_request(f"the {provider} SDK does not take this request: {exc}")
-    if isinstance(exc, TypeError | ValueError | LookupError | AttributeError | AssertionError):
+    if odd:
         return classify.defect(provider, exc)
     return classify.exception(exc, provider=provider, opened=opened)
 
@@ -181,6 +190,8 @@ class ToolCalls:
         self, key: object, *, id: str | None = None, name: str | None = None, arguments: str = "", whole: str = ""
     ) -> list[ProviderEvent]:
         """A fragment of the call that the wire knows as `key`, unless it says nothing; opens the call if it is new."""
+        if not isinstance(arguments, str):
+            raise TypeError(arguments)
         call = self._open.get(key)
         if call is None:
             call = self._open[key] = _Call(index=self.count, whole=whole)

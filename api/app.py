@@ -1,0 +1,32 @@
+"""Builds the API: the one place in `api` that chooses and wires things."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from api import generations, health, problem, submit
+from api.edge import Edge
+from api.services import Services
+from api.stream import EventsRoute
+
+
+def build(services: Services) -> ASGIApp:
+    """The ASGI application over `services`, which the caller has opened in the loop that will serve it."""
+    app = FastAPI(
+        title="Legato",
+        summary="A generated text arrives whole, whatever breaks.",
+        version="1",
+        redoc_url=None,
+    )
+    problem.install(app)
+    app.include_router(submit.router(services))
+    app.include_router(generations.router(services))
+    app.include_router(health.router(services))
+    events = Route(
+        "/v1/generations/{generation}/events", EventsRoute(services), methods=["GET", "HEAD"], include_in_schema=False
+    )
+    app.router.routes.append(events)
+    settings = services.settings
+    return Edge(app, origins=settings.cors_origins, max_body_bytes=settings.max_body_bytes)

@@ -1,0 +1,95 @@
+"""What holds for every answer, errors too: CORS headers, OPTIONS, the size of bodies. Pure ASGI, no copy of a body."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import structlog
+from fastapi import FastAPI
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import Message, Receive, Scope, Send
+
+from api.problem import Problem, allowed_methods
+
+_log = structlog.get_logger("legato.api")
+
+_ALLOW_HEADERS: Final = "Authorization, X-API-Key, Content-Type, Accept, Last-Event-ID, Idempotency-Key"
+_EXPOSE_HEADERS: Final = "Location, Retry-After, Idempotent-Replayed"
+
+
+class Edge:
+    """The outermost layer of the application."""
+
+    def __init__(self, app: FastAPI, *, origins: tuple[str, ...], max_body_bytes: int) -> None:
+        self._app = app
+        self._origins = origins
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        origin = self._allowed(headers.get("origin"))
+
+        async def send_with_cors(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answer = MutableHeaders(scope=message)
+                if origin is not None:
+                    answer["Access-Control-Allow-Origin"] = origin
+                    answer["Access-Control-Expose-Headers"] = _EXPOSE_HEADERS
+                if "vary" not in answer:
+                    answer["Vary"] = "Accept, Origin"
+            await send(message)
+
+        if scope["method"] == "OPTIONS":
+            await self._options(scope, send_with_cors)
+            return
+        if int(headers.get("content-length") or 0) > self._max_body_bytes:
+            await self._too_large()(scope, receive, send_with_cors)
+            return
+        received = 0
+        started = False
+
+        async def receive_bounded() -> Message:
+            nonlocal received
+            message = await receive()
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received > self._max_body_bytes:
+                    raise self._too_large()
+            return message
+
+        async def send_noting(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send_with_cors(message)
+
+        try:
+            await self._app(scope, receive_bounded, send_noting)
+        except Problem as problem:
+            await problem(scope, receive, send_with_cors)
+        except Exception as exc:  # noqa: BLE001 - the last one to see it: one line in the log, never a traceback
+            _log.error("request_failed", path=scope["path"], error=repr(exc)[:300])
+            if not started:
+                ours = Problem(500, "internal", "something went wrong here, and has been logged")
+                await ours(scope, receive, send_with_cors)
+
+    def _allowed(self, origin: str | None) -> str | None:
+        if "*" in self._origins:
+            return "*"
+        return origin if origin in self._origins else None
+
+    def _too_large(self) -> Problem:
+        return Problem(413, "body_too_large", f"a body has at most {self._max_body_bytes} bytes")
+
+    async def _options(self, scope: Scope, send: Send) -> None:
+        methods = allowed_methods(self._app.routes, scope["path"])
+        headers = [
+            (b"allow", methods.encode()),
+            (b"access-control-allow-methods", methods.encode()),
+            (b"access-control-allow-headers", _ALLOW_HEADERS.encode()),
+            (b"access-control-max-age", b"600"),
+        ]
+        await send({"type": "http.response.start", "status": 204, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,111 @@
+"""Frames of the native dialect: what the log says, as bytes on a wire. Pure.
+
+A `Framing` is one way to write the same events; every transport has one. Frames of the log's own entries carry their
+position, the others (`open`, `error`, pings) never do, so a client's cursor moves with logged events only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, Protocol
+
+import orjson
+
+from broker.events import DELTA_FIELDS, DeltaKind, Entry, Json, delta_data, wire
+
+#: Text joined into one frame at most, in bytes: a reader whose connection is cut gets on by whole frames.
+MERGED_BYTES: Final = 32 * 1024
+
+
+class Framing(Protocol):
+    """One way to write events."""
+
+    media_type: bytes
+    ping: bytes
+
+    def frame(self, event: bytes, data: bytes, position: str | None = None, *, retry_ms: int | None = None) -> bytes:
+        """One event. `data` is one line of JSON; without a `position` the reader's cursor stays."""
+        ...
+
+    def entry(self, entry: Entry) -> bytes:
+        """One logged event. The same function object for all viewers, so that it is encoded once for all."""
+        ...
+
+
+class _Sse:
+    """Server-sent events. The ping is one line with no blank line after it: some parsers make an empty event of a
+    comment block that follows an id."""
+
+    media_type = b"text/event-stream"
+    ping = b": ping\n"
+
+    def frame(self, event: bytes, data: bytes, position: str | None = None, *, retry_ms: int | None = None) -> bytes:
+        place = b"" if position is None else b"\nid: " + position.encode()
+        retry = b"" if retry_ms is None else b"\nretry: %d" % retry_ms
+        return b"event: %b%b%b\ndata: %b\n\n" % (event, place, retry, data)
+
+    def entry(self, entry: Entry) -> bytes:
+        event, data = wire(entry)
+        return b"event: %b\nid: %b\ndata: %b\n\n" % (event, entry.position.encode(), data)
+
+
+class _Ndjson:
+    """One `{"id", "event", "data"}` a line."""
+
+    media_type = b"application/x-ndjson"
+    ping = b'{"event":"ping"}\n'
+
+    def frame(self, event: bytes, data: bytes, position: str | None = None, *, retry_ms: int | None = None) -> bytes:
+        place = b"" if position is None else b'"id":"%b",' % position.encode()
+        return b'{%b"event":"%b","data":%b}\n' % (place, event, data)
+
+    def entry(self, entry: Entry) -> bytes:
+        event, data = wire(entry)
+        return self.frame(event, data, entry.position)
+
+
+SSE: Final[Framing] = _Sse()
+NDJSON: Final[Framing] = _Ndjson()
+
+
+def merged(entries: Iterable[Entry]) -> list[tuple[str, bytes, bytes]]:
+    """The entries as `(position, event, data)`, consecutive deltas of one kind joined under the last one's position.
+
+    Nothing else is merged, and nothing is reordered. The first event of each epoch is never a delta, so a joined frame
+    stands for one attempt's text only.
+    """
+    out: list[tuple[str, bytes, bytes]] = []
+    kind: DeltaKind | None = None
+    run: list[bytes] = []
+    size = 0
+    place = ""
+    for entry in entries:
+        this = DELTA_FIELDS.get(entry.field)
+        if run and (this is not kind or size + len(entry.payload) > MERGED_BYTES):
+            assert kind is not None  # noqa: S101 - a run has a kind
+            out.append((place, b"delta", delta_data(kind, b"".join(run).decode())))
+            run, size = [], 0
+        if this is None:
+            out.append((entry.position, *wire(entry)))
+        else:
+            run.append(entry.payload)
+            size += len(entry.payload)
+            kind, place = this, entry.position
+    if run and kind is not None:
+        out.append((place, b"delta", delta_data(kind, b"".join(run).decode())))
+    return out
+
+
+def open_data(
+    *, generation: str, verdict: str | None, cursor: str, head: str | None, status: str | None, attempt: int | None
+) -> bytes:
+    """The data of `open`: what the reader gets, and why."""
+    data: Json = {
+        "generation": generation,
+        "verdict": verdict,
+        "from": cursor,
+        "head": head,
+        "status": status,
+        "attempt": attempt,
+    }
+    return orjson.dumps(data)

@@ -1,0 +1,149 @@
+"""Errors as answers: problem+json (RFC 9457), one table from exceptions to statuses.
+
+An answer says what is wrong and where; it never holds a stack trace, a credential, a prompt or an address of ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+import orjson
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+from starlette.types import Receive, Scope, Send
+
+from broker import errors
+
+#: Seconds a client should wait before it comes back, where we cannot know better.
+RETRY_AFTER_SECONDS: Final = 2
+
+#: Status of each exception of ours; a class that is not here has that of its nearest ancestor.
+STATUS: Final[Mapping[type[errors.LegatoError], int]] = {
+    errors.LegatoError: 500,
+    errors.InvalidPosition: 400,
+    errors.GenerationUnknown: 404,
+    errors.GenerationExpired: 410,
+    errors.KeyReused: 422,
+    errors.QueueFull: 429,
+    errors.StoreError: 503,
+    errors.StoreUnavailable: 503,
+    errors.StoreUnusable: 503,
+    errors.LeaseLost: 500,  # a worker's, never an answer's
+    errors.ProviderError: 502,  # a worker's, never an answer's
+}
+
+MEDIA_TYPE: Final = b"application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One field of the request that is wrong, by its path: `messages.0.role`."""
+
+    field: str
+    message: str
+
+
+class Problem(Exception):
+    """An answer other than the one asked for."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        fields: tuple[FieldError, ...] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.fields = fields
+        self.headers = dict(headers or {})
+
+    def body(self) -> bytes:
+        """`{type, title, status, code, detail, errors?}`."""
+        data: dict[str, object] = {
+            "type": f"urn:legato:problem:{self.code}",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "code": self.code,
+            "detail": self.detail,
+        }
+        if self.fields:
+            data["errors"] = [{"field": item.field, "message": item.message} for item in self.fields]
+        return orjson.dumps(data)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, as an ASGI application."""
+        body = self.body()
+        headers = [
+            (b"content-type", MEDIA_TYPE),
+            (b"content-length", str(len(body)).encode()),
+            (b"cache-control", b"no-store"),
+            *((name.lower().encode(), value.encode()) for name, value in self.headers.items()),
+        ]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+def problem_of(error: errors.LegatoError) -> Problem:
+    """The answer for an exception of ours."""
+    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else {}
+    if status >= 500 and status != 503:
+        return Problem(status, "internal", "something went wrong here, and has been logged")
+    return Problem(status, error.code, str(error), headers=headers)
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of an application a problem."""
+
+    async def legato_error(_: Request, exc: Exception) -> Response:
+        assert isinstance(exc, errors.LegatoError)  # noqa: S101
+        return _response(problem_of(exc))
+
+    async def problem(_: Request, exc: Exception) -> Response:
+        assert isinstance(exc, Problem)  # noqa: S101
+        return _response(exc)
+
+    async def http_error(request: Request, exc: Exception) -> Response:
+        assert isinstance(exc, HTTPException)  # noqa: S101
+        if exc.status_code == 404:
+            return _response(Problem(404, "not_found", "there is nothing at this path"))
+        if exc.status_code == 405:
+            allowed = allowed_methods(app.router.routes, request.url.path)
+            detail = f"{request.method} is not possible here; {allowed} is"
+            return _response(Problem(405, "method_not_allowed", detail, headers={"Allow": allowed}))
+        return _response(Problem(exc.status_code, "http_error", str(exc.detail)))
+
+    app.add_exception_handler(errors.LegatoError, legato_error)
+    app.add_exception_handler(Problem, problem)
+    app.add_exception_handler(HTTPException, http_error)
+
+
+def allowed_methods(routes: list[BaseRoute], path: str) -> str:
+    """Every method that some route takes at `path`, for the Allow header."""
+    methods = {"OPTIONS"}
+    for route in routes:
+        regex: re.Pattern[str] | None = getattr(route, "path_regex", None)
+        if regex is not None and regex.match(path):
+            methods |= getattr(route, "methods", None) or set()
+    return ", ".join(sorted(methods))
+
+
+def _response(problem: Problem) -> Response:
+    return Response(
+        problem.body(),
+        status_code=problem.status,
+        headers={"cache-control": "no-store"} | problem.headers,
+        media_type=MEDIA_TYPE.decode(),
+    )

@@ -1,0 +1,126 @@
+"""Serves the application with uvicorn (uvloop, httptools), and adds the two things uvicorn leaves open.
+
+* A stream is a response that may never end, so a graceful stop has to tell the streams first: `drain()` before uvicorn
+  starts to wait.
+* An HTTP/1.0 reader (nginx's default towards its upstreams) cannot tell a cut body from a whole one unless the
+  connection is reset; the protocol class offers that to the application.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import structlog
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from api.app import build
+from api.services import Services
+from api.stream import RESET
+from broker.errors import StoreUnavailable
+from broker.settings import Settings
+
+_log = structlog.get_logger("legato.api")
+
+#: uvicorn waits this long for requests to end after the streams were told to.
+_STOP_SECONDS: Final = 5
+
+#: close() then sends RST instead of FIN, and drops what is unsent.
+_LINGER_ZERO: Final = struct.pack("ii", 1, 0)
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 protocol, with a way to reset the connection."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope[RESET] = self._reset  # type: ignore[typeddict-unknown-key]  # a key of ours
+
+    async def _reset(self) -> None:
+        transport = self.transport
+        while not transport.is_closing() and transport.get_write_buffer_size():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)  # what the kernel holds goes out before the reset
+        connection: Any = transport.get_extra_info("socket")
+        if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+        transport.abort()
+
+
+class _CutsAreNoErrors(logging.Filter):
+    """uvicorn calls a body that is ended incompletely an error of the application's; here it is meant."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "returned without completing response" not in record.getMessage()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server; stopping begins with the streams."""
+
+    def __init__(self, services: Services, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._services = services
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the command's business: one process may run more than a server."""
+        yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._services.drain()
+        await super().shutdown(sockets)
+
+
+async def serve(url: str, settings: Settings, *, listener: socket.socket, stop: asyncio.Event) -> None:
+    """Serve on a socket that is bound already, until `stop` is set. Raises `StoreUnusable` for a store that can never
+    do; one that is merely away is waited for, request by request."""
+    async with Services.open(url, settings) as services:
+        try:
+            await services.store.facts()
+        except StoreUnavailable as exc:
+            _log.warning("store_unavailable", error=str(exc))
+        server = Server(services, config(build(services)))
+
+        async def stop_when_told() -> None:
+            await stop.wait()
+            server.should_exit = True
+
+        stopping = asyncio.create_task(stop_when_told())
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            stopping.cancel()
+
+
+def config(app: ASGIApp) -> uvicorn.Config:
+    """uvicorn's configuration: no access log (query strings hold tokens and cursors), no server header."""
+    logging.getLogger("uvicorn.error").addFilter(_CutsAreNoErrors())
+    return uvicorn.Config(
+        app,
+        http=Protocol,
+        loop="uvloop",
+        lifespan="off",
+        access_log=False,
+        server_header=False,
+        log_config=None,
+        timeout_graceful_shutdown=_STOP_SECONDS,
+        timeout_keep_alive=75,
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 picks a free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    listener.listen(2048)
+    listener.setblocking(False)
+    return listener

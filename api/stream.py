@@ -1,0 +1,201 @@
+"""The stream route, and how a stream's body ends. Plain ASGI: no middleware and no response class per event.
+
+A body that carried the terminal event ends cleanly. Every other end (drain, age, fault, a viewer that stopped taking)
+is made to look like what it is, a cut connection: half of the clients in use take a clean end as "that was all". On
+HTTP/1.1 the last chunk is missing; to an HTTP/1.0 reader, for whom a plain close is a clean end, the connection is
+reset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Final
+from urllib.parse import parse_qs
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from api.auth import authenticate
+from api.frames import NDJSON, SSE, Framing
+from api.problem import Problem, problem_of
+from api.services import Services
+from api.viewer import Start, Viewer, fault, start
+from broker.errors import GenerationUnknown, LegatoError, StoreError
+from broker.generation import is_id
+from broker.position import Position
+
+#: Where the server puts its function that resets the connection (see api.server).
+RESET: Final = "legato.reset"
+
+STREAM_HEADERS: Final = [
+    (b"cache-control", b"no-cache, no-store, no-transform"),
+    (b"x-accel-buffering", b"no"),
+    (b"vary", b"Accept, Origin"),
+]
+
+
+class EventsRoute:
+    """`GET /v1/generations/{generation}/events`, as an ASGI application."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._answer(scope, receive, send)
+        except Problem as problem:
+            await problem(scope, receive, send)
+        except LegatoError as error:
+            await problem_of(error)(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        services = self._services
+        headers = Headers(scope=scope)
+        query = {name: values[-1] for name, values in parse_qs(scope["query_string"].decode("latin-1")).items()}
+        tenant = authenticate(scope)
+        generation = scope["path_params"]["generation"]
+        cursor = cursor_of(headers, query)
+        snapshot = snapshot_asked(query)
+        framing = framing_of(headers)
+        if not is_id(generation):
+            raise GenerationUnknown("there is no generation of that id")
+        try:
+            if services.draining:
+                raise Draining("this server is stopping")
+            begin = await start(services, tenant, generation, cursor, snapshot=snapshot)
+        except StoreError as error:
+            if not names_sse(headers):
+                raise
+            await send_body(
+                scope, receive, send, once(fault(services, framing, generation, cursor, error)), framing=framing
+            )
+            return
+        await serve(services, begin, framing, scope, receive, send)
+
+
+class Draining(StoreError):
+    """This process is stopping. Cure: ask again; another one answers."""
+
+    code = "draining"
+    retryable = True
+
+
+class StreamResponse(Response):
+    """A stream as the answer of an ordinary route: `POST` with `Accept: text/event-stream`."""
+
+    def __init__(
+        self, services: Services, begin: Start, framing: Framing, *, headers: list[tuple[bytes, bytes]]
+    ) -> None:
+        self._arguments = services, begin, framing
+        self._extra = headers
+        self.background = None
+        self.status_code = 200
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        services, begin, framing = self._arguments
+        await serve(services, begin, framing, scope, receive, send, headers=self._extra)
+
+
+def cursor_of(headers: Headers, query: dict[str, str]) -> str | None:
+    """The cursor of a request: the header, else the query; an empty one is none. Raises `InvalidPosition`."""
+    text = headers.get("last-event-id") or query.get("last_event_id") or ""
+    return str(Position.parse(text)) if text else None
+
+
+def snapshot_asked(query: dict[str, str]) -> bool:
+    """Whether `?from=snapshot` was asked; anything else there is an error."""
+    asked = query.get("from")
+    if asked not in (None, "snapshot"):
+        raise Problem(400, "invalid_query", "from takes one value, snapshot")
+    return asked == "snapshot"
+
+
+def framing_of(headers: Headers) -> Framing:
+    """The transport that Accept asks for; SSE by default."""
+    accept = headers.get("accept", "")
+    return NDJSON if "application/x-ndjson" in accept and "text/event-stream" not in accept else SSE
+
+
+def names_sse(headers: Headers) -> bool:
+    """Whether the reader says that it reads SSE: an EventSource, which a 5xx would end for ever."""
+    return "text/event-stream" in headers.get("accept", "")
+
+
+async def serve(
+    services: Services,
+    begin: Start,
+    framing: Framing,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    *,
+    headers: list[tuple[bytes, bytes]] | None = None,
+) -> None:
+    """Answer with a stream: 204 when the cursor has seen the end, else the events behind it."""
+    if begin.seen_the_end:
+        # A body-less answer still names the type: some clients take any other for an error and retry for ever.
+        answer = [(b"content-type", framing.media_type), *STREAM_HEADERS, *(headers or [])]
+        await send({"type": "http.response.start", "status": 204, "headers": answer})
+        await send({"type": "http.response.body", "body": b""})
+        return
+    viewer = Viewer(services, begin, framing)
+    await send_body(scope, receive, send, viewer.chunks(), framing=framing, viewer=viewer, headers=headers)
+
+
+async def send_body(
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    chunks: AsyncIterator[bytes],
+    *,
+    framing: Framing,
+    viewer: Viewer | None = None,
+    headers: list[tuple[bytes, bytes]] | None = None,
+) -> None:
+    """Send chunks until they end or the reader has gone. The body ends cleanly only if `viewer` has finished."""
+    answer = [(b"content-type", framing.media_type + b"; charset=utf-8"), *STREAM_HEADERS, *(headers or [])]
+    await send({"type": "http.response.start", "status": 200, "headers": answer})
+    if scope["method"] == "HEAD":
+        await send({"type": "http.response.body", "body": b""})
+        return
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine of a server runs in a task
+    leaving = asyncio.ensure_future(_left(receive))
+    leaving.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
+    seconds = viewer.send_timeout_seconds if viewer else None
+    try:
+        async for chunk in chunks:
+            async with asyncio.timeout(seconds):
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        if viewer is not None and viewer.finished:
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            await _end_incompletely(scope)
+    except TimeoutError:
+        await _end_incompletely(scope)
+    except asyncio.CancelledError:
+        if not leaving.done():
+            raise  # somebody else's cancellation: the server is stopping
+        task.uncancel()
+    finally:
+        leaving.cancel()
+
+
+async def once(chunk: bytes) -> AsyncIterator[bytes]:
+    """One chunk, as chunks."""
+    yield chunk
+
+
+async def _left(receive: Receive) -> None:
+    """Return when the reader has closed its connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _end_incompletely(scope: Scope) -> None:
+    """Return without the last chunk: the server closes the connection. A reader that cannot see a missing chunk has
+    its connection reset, once what was sent is out."""
+    if scope["http_version"] == "1.0" and (reset := scope.get(RESET)) is not None:
+        await reset()

@@ -1,0 +1,203 @@
+"""`POST /v1/generations`: store a job, answer 202, or 200 and its stream."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import Annotated, Any, Literal, Self
+
+import orjson
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from starlette.responses import Response
+
+from api.auth import authenticate
+from api.frames import SSE
+from api.problem import FieldError, Problem
+from api.services import Services
+from api.stream import StreamResponse, cursor_of, names_sse
+from api.viewer import start
+from broker.generation import Priority, Recovery
+from broker.generation import Request as Job
+
+_ROUTE = "POST /v1/generations"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Message(_Strict):
+    """One message of the conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[dict[str, Any]] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("a message needs content, or tool_calls")
+        if isinstance(self.content, list) and any(not isinstance(part.get("type"), str) for part in self.content):
+            raise ValueError("every part of content needs a type")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise ValueError("a tool message needs tool_call_id")
+        return self
+
+
+class OnDisconnect(_Strict):
+    """What happens when nobody reads. This version goes on."""
+
+    policy: Literal["continue"] = "continue"
+
+
+class Delivery(_Strict):
+    """How text is cut into deltas. This version passes on what the provider sends."""
+
+    unit: Literal["token"] = "token"
+
+
+class Submit(_Strict):
+    """A job."""
+
+    provider: Annotated[str, Field(min_length=1, max_length=64)]
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    stop: str | list[str] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    provider_options: dict[str, Any] = {}
+    tool_mode: Literal["return"] = "return"
+    thread: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    recovery: Literal["restart", "continue", "fail"] = "restart"
+    max_attempts: Annotated[int, Field(ge=1, le=20)] = 3
+    on_disconnect: OnDisconnect = OnDisconnect()
+    timeout_seconds: Annotated[float, Field(gt=0, le=86_400)] | None = None
+    stall_seconds: Annotated[float, Field(gt=0, le=86_400)] | None = None
+    delivery: Delivery = Delivery()
+    priority: Literal["interactive", "batch"] = "interactive"
+    ttl_seconds: Annotated[int, Field(ge=1, le=30 * 86_400)] = 3600
+    metadata: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _small_metadata(self) -> Self:
+        if len(orjson.dumps(self.metadata)) > 16 * 1024:
+            raise ValueError("metadata is larger than 16 KiB")
+        return self
+
+    def job(self) -> Job:
+        """What the store keeps."""
+        return Job(
+            provider=self.provider,
+            model=self.model,
+            messages=[message.model_dump(exclude_none=True) for message in self.messages],
+            max_output_tokens=self.max_output_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            stop=[self.stop] if isinstance(self.stop, str) else self.stop,
+            tools=self.tools,
+            tool_choice=self.tool_choice,
+            provider_options=self.provider_options,
+            thread=self.thread,
+            recovery=Recovery(self.recovery),
+            max_attempts=self.max_attempts,
+            timeout_seconds=self.timeout_seconds,
+            stall_seconds=self.stall_seconds,
+            priority=Priority(self.priority),
+            ttl_seconds=self.ttl_seconds,
+            metadata=self.metadata,
+        )
+
+
+def router(services: Services) -> APIRouter:
+    """The submit route."""
+    routes = APIRouter()
+
+    @routes.post(
+        "/v1/generations",
+        status_code=202,
+        summary="Submit a job",
+        openapi_extra={
+            "requestBody": {"required": True, "content": {"application/json": {"schema": Submit.model_json_schema()}}}
+        },
+    )
+    async def submit(request: Request) -> Response:
+        """202 once the job is stored and will end; with `Accept: text/event-stream`, 200 and its stream."""
+        tenant = authenticate(request.scope)
+        body = parse(await request.body())
+        wanted = validate(body, services.settings.providers)
+        key = idempotency_key(request)
+        cursor = cursor_of(request.headers, {})
+        if cursor is not None and key is None:
+            raise Problem(
+                409,
+                "idempotency_key_required",
+                "a POST with Last-Event-ID is a reader coming back, and starts nothing without the Idempotency-Key "
+                "it began with; or read on with GET /v1/generations/{id}/events",
+            )
+        if services.draining:
+            raise Problem(503, "draining", "this server is stopping", headers={"Retry-After": "1"})
+        fingerprint = sha256(_ROUTE.encode() + orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        accepted = await services.records.submit(tenant, wanted.job(), key=key, fingerprint=fingerprint)
+
+        headers = {"Location": f"/v1/generations/{accepted.id}"}
+        if accepted.replayed:
+            headers["Idempotent-Replayed"] = "true"
+        if names_sse(request.headers):
+            begin = await start(services, tenant, accepted.id, cursor, snapshot=False)
+            raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+            return StreamResponse(services, begin, SSE, headers=raw)
+        status = accepted.state.value
+        if accepted.replayed:
+            status = (await services.records.get(tenant, accepted.id)).shown_state.value
+        answer = {
+            "id": accepted.id,
+            "object": "generation",
+            "status": status,
+            "created_at": accepted.created_ms / 1000,
+            "stream_url": f"/v1/generations/{accepted.id}/events",
+            "stream_token": None,
+        }
+        return Response(orjson.dumps(answer), status_code=202, headers=headers, media_type="application/json")
+
+    return routes
+
+
+def parse(raw: bytes) -> Any:
+    """The body as JSON; 400 says where it is not."""
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError as exc:
+        where = f"line {exc.lineno}, column {exc.colno}"
+        raise Problem(400, "malformed_json", f"the body is not JSON in UTF-8: {exc.msg.lower()} ({where})") from exc
+
+
+def validate(body: object, providers: tuple[str, ...]) -> Submit:
+    """The body as a job; 422 names every field that is wrong."""
+    try:
+        wanted = Submit.model_validate(body)
+    except ValidationError as exc:
+        fields = tuple(
+            FieldError(".".join(str(part) for part in item["loc"]) or "(body)", item["msg"])
+            for item in exc.errors(include_url=False, include_input=False, include_context=False)
+        )
+        named = ", ".join(dict.fromkeys(item.field for item in fields))
+        raise Problem(422, "invalid_request", f"these fields are not right: {named}", fields=fields) from exc
+    if wanted.provider not in providers:
+        wrong = FieldError("provider", f"no provider is named so; there is {', '.join(providers) or 'none'}")
+        raise Problem(422, "invalid_request", "these fields are not right: provider", fields=(wrong,))
+    return wanted
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The Idempotency-Key, or None; 400 for one that is empty, too long or not printable ASCII."""
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
+        raise Problem(400, "invalid_idempotency_key", "an Idempotency-Key has 1 to 255 printable ASCII characters")
+    return key

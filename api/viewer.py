@@ -1,0 +1,237 @@
+"""A viewer: one attached connection reading one generation.
+
+It holds one thing that matters, its cursor: the position of the last entry it was given. Everything it is sent comes
+from the tail's window or from the log, both asked by that position, so it can neither miss nor repeat an entry, however
+slow it is, however often the window is lost. Its memory is one chunk: it asks for the next when the last is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+
+from api.frames import Framing, merged, open_data
+from api.services import Services
+from broker.errors import DataLost, GenerationExpired, GenerationUnknown, LegatoError, StoreUnavailable
+from broker.events import CancelReason, Entry
+from broker.log import FIRST_PAGE, NEXT_PAGE, Page
+from broker.position import BEGINNING
+from broker.snapshot import Fold
+from broker.tail import Topic
+from broker.window import Notice
+
+#: Entries sent one frame each; what is behind further is merged.
+_FRAMED_SINGLY: Final = 16
+
+#: How long the log is left alone after it could not be read.
+_STORE_PAUSE_SECONDS: Final = (0.2, 0.8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where a viewer starts, decided on the primary: the verdict on its cursor, and the page read with it."""
+
+    generation: str
+    cursor: str
+    verdict: str  # start, resumed or rewound
+    page: Page
+    snapshot: bool  # begin with the folded state
+
+    @property
+    def seen_the_end(self) -> bool:
+        """The cursor is the terminal event: there is nothing more to come."""
+        return (
+            self.page.held
+            and self.page.state.is_terminal
+            and self.cursor == self.page.last
+            and self.cursor != BEGINNING
+        )
+
+
+async def start(services: Services, tenant: str, generation: str, cursor: str | None, *, snapshot: bool) -> Start:
+    """Read the first page and judge the cursor. Raises `GenerationUnknown` (another tenant's too),
+    `GenerationExpired`, `StoreUnavailable`."""
+    asked = cursor or BEGINNING
+    page = await services.log.read(generation, asked, FIRST_PAGE)
+    if page.tenant != tenant:
+        raise GenerationUnknown(f"there is no generation {generation}")
+    if not page.state.is_terminal and not page.lease_live:
+        services.background(services.adopt_orphan(generation), name=f"adopt {generation}")
+    verdict = "start" if asked == BEGINNING else "resumed" if page.held else "rewound"
+    return Start(
+        generation=generation,
+        cursor=asked,
+        verdict=verdict,
+        page=page,
+        snapshot=verdict == "rewound" or (snapshot and cursor is None),
+    )
+
+
+class Viewer:
+    """Chunks of whole frames for one reader. `finished` says, after the last one, whether the end was among them;
+    if not, the body must be ended incompletely."""
+
+    def __init__(self, services: Services, begin: Start, framing: Framing) -> None:
+        self.finished = False
+        self.cursor = begin.cursor
+        self.send_timeout_seconds = services.settings.send_timeout_seconds
+        self._services = services
+        self._begin = begin
+        self._framing = framing
+        self._generation = begin.generation
+        settings = services.settings
+        loop = asyncio.get_running_loop()
+        self._clock = loop.time
+        self._ping_seconds = settings.ping_seconds
+        self._closes_at = loop.time() + settings.stream_max_age_seconds * random.uniform(0.8, 1.0)
+        self._page_size = FIRST_PAGE
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """What to send, chunk by chunk, each of whole frames; ends after the terminal event, or where the connection
+        should be closed and come back."""
+        begin = self._begin
+        if begin.snapshot:
+            yield await self._refold(begin.verdict)
+        else:
+            chunk = self._open(begin.verdict, begin.page)
+            if begin.page.entries:
+                chunk += self._merged(begin.page.entries)
+            yield chunk
+        if self.finished:
+            return
+        if begin.page.state.is_terminal:
+            async for chunk in self._replay():
+                yield chunk
+            return
+        async with self._services.tail.follow(self._generation) as topic:
+            async for chunk in self._live(topic):
+                yield chunk
+
+    async def _replay(self) -> AsyncIterator[bytes]:
+        """The rest of a log that has ended. A store that goes away meanwhile ends the body incompletely."""
+        while not self.finished:
+            try:
+                page = await self._read()
+                yield self._merged(page.entries) if page.held else await self._refold("rewound")
+            except LegatoError as error:
+                yield self._error(error)
+                return
+
+    async def _live(self, topic: Topic) -> AsyncIterator[bytes]:
+        """Follow a log that still grows. An outage of the store is waited out; only its data's loss ends this."""
+        sent_at = self._clock()
+        while not self.finished:
+            version = topic.version
+            pause = self._ping_seconds
+            chunk = b""
+            try:
+                if topic.deleted:
+                    chunk = self._deleted()
+                elif (notices := topic.window.after(self.cursor)) is not None:
+                    chunk = self._from_window(notices)
+                else:
+                    page = await self._read()
+                    if not page.held:
+                        chunk = await self._refold("rewound")
+                    elif page.entries:
+                        chunk = self._merged(page.entries)
+                    if page.held and self.cursor == page.last:
+                        topic.window.start(page.last)
+            except GenerationExpired:
+                chunk = self._deleted()
+            except (GenerationUnknown, DataLost) as error:
+                yield self._error(error)
+                return
+            except StoreUnavailable:
+                pause = random.uniform(*_STORE_PAUSE_SECONDS)
+            now = self._clock()
+            if chunk:
+                yield chunk
+                sent_at = now
+            if self._services.draining or now >= self._closes_at:
+                return
+            if chunk:
+                continue
+            if now - sent_at >= self._ping_seconds:
+                yield self._framing.ping
+                sent_at = now
+            await topic.changed(version, min(pause, sent_at + self._ping_seconds - now, self._closes_at - now))
+
+    async def _read(self) -> Page:
+        page = await self._services.log.read(self._generation, self.cursor, self._page_size)
+        self._page_size = NEXT_PAGE
+        return page
+
+    async def _refold(self, verdict: str) -> bytes:
+        """`open` and the folded state: the client replaces what it has; the cursor is the last entry folded."""
+        while True:
+            fold = Fold()
+            page = None
+            async for page in self._services.log.pages(self._generation):
+                for entry in page.entries:
+                    fold.add(entry)
+            if page is not None and page.held:
+                break
+        opened = self._open(verdict, page)
+        self.cursor = fold.position
+        return opened + self._framing.frame(b"snapshot", fold.data(_status(page)), fold.position)
+
+    def _from_window(self, notices: list[Notice]) -> bytes:
+        if not notices:
+            return b""
+        last = notices[-1].entry
+        if len(notices) > _FRAMED_SINGLY:
+            return self._merged([notice.entry for notice in notices])
+        self._moved_to(last)
+        return b"".join([notice.encoded(self._framing.entry) for notice in notices])
+
+    def _merged(self, entries: list[Entry]) -> bytes:
+        if entries:
+            self._moved_to(entries[-1])
+        return b"".join([self._framing.frame(event, data, place) for place, event, data in merged(entries)])
+
+    def _moved_to(self, entry: Entry) -> None:
+        self.cursor = entry.position
+        self.finished = entry.is_terminal
+
+    def _open(self, verdict: str, page: Page) -> bytes:
+        data = open_data(
+            generation=self._generation,
+            verdict=verdict,
+            cursor=self.cursor,
+            head=page.last,
+            status=_status(page),
+            attempt=page.attempt,
+        )
+        return self._framing.frame(b"open", data, retry_ms=self._services.retry_ms(fault=False))
+
+    def _deleted(self) -> bytes:
+        """The end of a generation that was erased while it was read: shown, never logged, so without a position."""
+        self.finished = True
+        return self._framing.frame(b"cancelled", orjson.dumps({"reason": CancelReason.DELETED.value}))
+
+    def _error(self, error: LegatoError) -> bytes:
+        return error_frame(self._framing, error.code, str(error))
+
+
+def fault(services: Services, framing: Framing, generation: str, cursor: str | None, error: LegatoError) -> bytes:
+    """What a reader that would never come back after a 5xx is told instead: `open` with `retry:`, then `error`."""
+    data = open_data(
+        generation=generation, verdict=None, cursor=cursor or BEGINNING, head=None, status=None, attempt=None
+    )
+    opened = framing.frame(b"open", data, retry_ms=services.retry_ms(fault=True))
+    return opened + error_frame(framing, error.code, str(error))
+
+
+def error_frame(framing: Framing, code: str, message: str) -> bytes:
+    """An `error` event: the connection ends, the generation does not. It has no position."""
+    return framing.frame(b"error", orjson.dumps({"code": code, "message": message, "retryable": True}))
+
+
+def _status(page: Page) -> str:
+    return "cancelling" if page.cancel and not page.state.is_terminal else page.state.value

@@ -1,0 +1,148 @@
+"""`legato dev`, `legato api`, `legato worker`: the long-running commands."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import click
+import uvloop
+from pydantic import ValidationError
+
+from api.auth import check_bind
+from api.server import bind, serve
+from broker.embedded import EmbeddedServer
+from broker.errors import LegatoError
+from broker.settings import Settings
+from cli.logs import configure
+from worker.__main__ import work
+
+
+@click.command()
+@click.option("--port", default=8700, show_default=True, help="Port on 127.0.0.1; 0 picks a free one.")
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".legato"),
+    show_default=True,
+    help="Directory of the embedded server's append-only file.",
+)
+def dev(port: int, data: Path) -> None:
+    """API, worker and an embedded server in one process. Uses LEGATO_REDIS_URL instead of the server if it is set."""
+    settings = load_settings()
+    if "sim" not in settings.providers:
+        settings = settings.model_copy(update={"providers": ("sim", *settings.providers)})
+    configure(settings.log_level)
+    listener = _bind("127.0.0.1", port)
+    with _embedded(settings.redis_url, data) as url:
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        click.echo(f"Legato is at {address}  (providers: {', '.join(settings.providers)}; Ctrl-C stops it)")
+
+        async def both(stop: asyncio.Event) -> None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(serve(url, settings, listener=listener, stop=stop))
+                group.create_task(work(url, settings, stop=stop))
+
+        run_until_told(both)
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8700, show_default=True, help="Port; 0 picks a free one.")
+def api(host: str, port: int) -> None:
+    """One API process. Needs LEGATO_REDIS_URL."""
+    settings = load_settings()
+    configure(settings.log_level)
+    url = require_url(settings)
+    try:
+        check_bind(host)
+    except LegatoError as error:
+        fail(str(error))
+    listener = _bind(host, port)
+    click.echo(f"Legato API at http://{host}:{listener.getsockname()[1]}, open to this machine only", err=True)
+    run_until_told(lambda stop: serve(url, settings, listener=listener, stop=stop))
+
+
+@click.command()
+@click.option("--concurrency", type=click.IntRange(1), help="Generations at once; default LEGATO_WORKER_CONCURRENCY.")
+def worker(concurrency: int | None) -> None:
+    """One worker process. Needs LEGATO_REDIS_URL."""
+    settings = load_settings()
+    if concurrency is not None:
+        settings = settings.model_copy(update={"worker_concurrency": concurrency})
+    configure(settings.log_level)
+    url = require_url(settings)
+    run_until_told(lambda stop: work(url, settings, stop=stop))
+
+
+def load_settings() -> Settings:
+    """The settings of the environment; a wrong one ends the command and is named."""
+    try:
+        return Settings()
+    except ValidationError as exc:
+        for item in exc.errors(include_url=False, include_input=False):
+            name = "LEGATO_" + "_".join(str(part) for part in item["loc"]).upper()
+            click.echo(f"legato: {name if item['loc'] else 'settings'}: {item['msg']}", err=True)
+        sys.exit(2)
+
+
+def require_url(settings: Settings) -> str:
+    """The store's URL, which processes of one deployment must share."""
+    if settings.redis_url is None:
+        fail("LEGATO_REDIS_URL is not set; it names the store that all processes share (`legato dev` needs none)")
+    return settings.redis_url
+
+
+def run_until_told(work_: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    """Run until SIGTERM or SIGINT, which stop in good order; a second one ends the process at once."""
+
+    async def main() -> None:
+        stop = asyncio.Event()
+
+        def told() -> None:
+            if stop.is_set():
+                os._exit(130)
+            stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, told)
+        await work_(stop)
+
+    try:
+        uvloop.run(main())
+    except* (LegatoError, ValueError) as group:
+        fail(str(group.exceptions[0]))
+
+
+def fail(message: str) -> NoReturn:
+    """End the command with a message that says what and where."""
+    click.echo(f"legato: {message}", err=True)
+    sys.exit(2)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        return bind(host, port)
+    except OSError as exc:
+        fail(f"cannot listen on {host}:{port}: {exc.strerror}")
+
+
+@contextmanager
+def _embedded(url: str | None, data: Path) -> Iterator[str]:
+    """The URL that is set, or that of an embedded server that lives as long as the block."""
+    if url is not None:
+        yield url
+        return
+    try:
+        server = EmbeddedServer.start(data)
+    except LegatoError as error:
+        fail(str(error))
+    with server:
+        yield server.url
