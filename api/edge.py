@@ -84,7 +84,7 @@ class Edge:
         return Problem(413, "body_too_large", f"a body has at most {self._max_body_bytes} bytes")
 
     async def _options(self, scope: Scope, send: Send) -> None:
-        methods = allowed_methods(self._app.routes, scope["path"])
+        methods = allowed_methods(self._app.routes, scope)
         headers = [
             (b"allow", methods.encode()),
             (b"access-control-allow-methods", methods.encode()),

@@ -5,8 +5,7 @@ An answer says what is wrong and where; it never holds a stack trace, a credenti
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -16,7 +15,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
 from broker import errors
@@ -120,7 +119,7 @@ def install(app: FastAPI) -> None:
         if exc.status_code == 404:
             return _response(Problem(404, "not_found", "there is nothing at this path"))
         if exc.status_code == 405:
-            allowed = allowed_methods(app.router.routes, request.url.path)
+            allowed = allowed_methods(app.routes, request.scope)
             detail = f"{request.method} is not possible here; {allowed} is"
             return _response(Problem(405, "method_not_allowed", detail, headers={"Allow": allowed}))
         return _response(Problem(exc.status_code, "http_error", str(exc.detail)))
@@ -130,14 +129,14 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, http_error)
 
 
-def allowed_methods(routes: list[BaseRoute], path: str) -> str:
-    """Every method that some route takes at `path`, for the Allow header."""
-    methods = {"OPTIONS"}
-    for route in routes:
-        regex: re.Pattern[str] | None = getattr(route, "path_regex", None)
-        if regex is not None and regex.match(path):
-            methods |= getattr(route, "methods", None) or set()
-    return ", ".join(sorted(methods))
+def allowed_methods(routes: Sequence[BaseRoute], scope: Scope) -> str:
+    """Every method that some route takes at the path of `scope`, for the Allow header."""
+    taken = [
+        method
+        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
+    return ", ".join([*taken, "OPTIONS"])
 
 
 def _response(problem: Problem) -> Response:
