@@ -87,7 +87,8 @@ class Viewer:
         settings = services.settings
         loop = asyncio.get_running_loop()
         self._clock = loop.time
-        self._ping_seconds = settings.ping_seconds
+        # Viewers that came together need not be pinged together.
+        self._ping_seconds = settings.ping_seconds * random.uniform(0.75, 1.0)
         self._closes_at = loop.time() + settings.stream_max_age_seconds * random.uniform(0.8, 1.0)
         self._page_size = FIRST_PAGE
 

@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from broker.connect import connect, translate
 from broker.errors import StoreError, StoreUnavailable, StoreUnusable
 from broker.keys import Keys
+from broker.position import BEGINNING
 from broker.scripts import Script
 from broker.settings import Settings
 from broker.wire import Address, Arg, Redirected, Reply, ScriptUnknown, Wire
@@ -103,15 +104,23 @@ class Store:
             await self._topology.refresh()
             raise
 
-    async def last_ids(self, logs: Sequence[str]) -> list[bytes | None]:
-        """The last entry id of each stream, None where there is none; one round trip a server."""
-        try:
-            pipeline = self._topology.commands.pipeline(transaction=False)
-            for log in logs:
-                pipeline.xrevrange(log, "+", "-", count=1)
-            return [entries[0][0] if entries else None for entries in await pipeline.execute()]
-        except (RedisError, OSError, TimeoutError) as exc:
-            raise translate(exc) from exc
+    async def last_ids(self, logs: Sequence[str]) -> list[str | None]:
+        """The last entry id of each stream, `0-0` of an empty one, None where there is no stream or no answer.
+
+        On the pipelined connections: a round trip a server, whatever the number of streams.
+        """
+        asked = []
+        for log in logs:
+            wire = await self._wire(await self._topology.locate(log))
+            asked.append((wire.call("XREVRANGE", log, "+", "-", "COUNT", 1), wire.call("EXISTS", log)))
+        found: list[str | None] = []
+        for last, exists in asked:
+            entries, there = await asyncio.gather(last, exists, return_exceptions=True)
+            if isinstance(entries, list) and entries:
+                found.append(entries[0][0].decode())
+            else:
+                found.append(BEGINNING if there == 1 else None)
+        return found
 
     async def range_descending(self, key: str, below: str, count: int) -> list[str]:
         """Members of an index that sort below `below` ('' for all), highest first."""

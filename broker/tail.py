@@ -187,8 +187,7 @@ class Tail:
             except StoreError:
                 continue
             for topic, before, head in zip(quiet, known, heads, strict=True):
-                now = head.decode() if head is not None else None
-                if topic.window.last == before and now != before:
+                if topic.window.last == before != head:
                     topic.disturb()
 
     async def _wire(self, address: Address) -> Wire:

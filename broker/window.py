@@ -17,27 +17,27 @@ Encoder = Callable[[Entry], bytes]
 
 
 class Notice:
-    """An entry, with what encoders made of it: each encodes it once, for all viewers."""
+    """An entry, with what an encoder made of it: once, for all viewers that read it the same way."""
 
-    __slots__ = ("_encoded", "entry")
+    __slots__ = ("_bytes", "_encoder", "entry")
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
-        self._encoded: dict[Encoder, bytes] = {}
+        self._encoder: Encoder | None = None
+        self._bytes = b""
 
     def encoded(self, encoder: Encoder) -> bytes:
-        """The entry as `encoder` writes it."""
-        found = self._encoded.get(encoder)
-        if found is None:
-            found = self._encoded[encoder] = encoder(self.entry)
-        return found
+        """The entry as `encoder` writes it. The last encoder's work is kept: nearly all viewers use the same."""
+        if encoder != self._encoder:
+            self._encoder, self._bytes = encoder, encoder(self.entry)
+        return self._bytes
 
 
 class Window:
     """A chain of entries behind a known position. Bounded: the oldest entries fall out, readers that far behind
     read from the log."""
 
-    def __init__(self, *, most_entries: int = 512) -> None:
+    def __init__(self, *, most_entries: int = 128) -> None:
         self._most = most_entries
         self._notices: list[Notice] = []
         self._index: dict[str, int] = {}  # position -> its place in the endless list of notices

@@ -1,0 +1,1 @@
+"""Figures, each with its command. Never imported by the product."""
