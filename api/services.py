@@ -14,6 +14,7 @@ from broker.errors import StoreError
 from broker.events import CancelReason
 from broker.generation import Record
 from broker.log import Log
+from broker.presence import Presence
 from broker.queue import Queue
 from broker.records import CANCEL_GRACE_MS, CancelOutcome, Records
 from broker.settings import Settings
@@ -24,6 +25,9 @@ _log = structlog.get_logger("legato.api")
 
 #: How often the end of a cancelled generation is written for a worker that does not.
 _CANCEL_REPEATS: Final = 5
+
+#: A stopping process ends its streams over this time at most, so that their readers do not come back all at once.
+_SPREAD_SECONDS: Final = 3.0
 
 
 class Services:
@@ -36,6 +40,7 @@ class Services:
         self.queue = Queue(store)
         self.records = Records(store, self.queue)
         self.tail = Tail(store)
+        self.presence = Presence(store)
         self.draining = False
         self._fault_since: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -46,23 +51,29 @@ class Services:
         """Build everything, keep the tail running while the block lasts, close everything."""
         store = Store(url, settings)
         services = cls(store, settings)
-        tailing = asyncio.create_task(services.tail.run(), name="tail")
+        services.background(services.tail.run(), name="tail")
+        services.background(services.presence.run(), name="presence")
         try:
             yield services
         finally:
-            for task in [tailing, *services._tasks]:
+            for task in services._tasks:
                 task.cancel()
-            await asyncio.gather(tailing, *services._tasks, return_exceptions=True)
+            await asyncio.gather(*services._tasks, return_exceptions=True)
             await services.tail.aclose()
             await store.aclose()
 
     def drain(self) -> None:
-        """Not ready any more; every stream ends at its next frame boundary, its reader comes back elsewhere."""
+        """Not ready any more; every stream ends at a frame boundary within `drain_seconds`, spread over that time, and
+        its reader comes back elsewhere."""
         self.draining = True
         self.tail.wake_all()
 
+    def leave_at(self, now: float) -> float:
+        """When a stream should end, now that this process is stopping."""
+        return now + random.uniform(0, min(self.settings.drain_seconds, _SPREAD_SECONDS))
+
     def background(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
-        """Do something after the answer. It is lost with the process: only for what somebody else would do too."""
+        """Do something beside the requests. It is lost with the process: only for what somebody else would do too."""
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -83,6 +94,10 @@ class Services:
             await self.records.adopt_orphan(generation)
         except StoreError as exc:
             _log.warning("orphan_not_adopted", generation=generation, error=str(exc))
+
+    async def seconds_since_loss(self, generation: str) -> float:
+        """How long ago the server of this generation may have lost data."""
+        return await self.store.seconds_since_loss(self.store.keys.record(generation))
 
     def retry_ms(self, *, fault: bool) -> int:
         """When a reader should come back, random: soon after an ordinary close, later the longer a fault lasts."""

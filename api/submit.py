@@ -47,9 +47,10 @@ class Message(_Strict):
 
 
 class OnDisconnect(_Strict):
-    """What happens when nobody reads. This version goes on."""
+    """What happens when no viewer has been attached for `grace_seconds`, or none ever came."""
 
-    policy: Literal["continue"] = "continue"
+    policy: Literal["continue", "cancel"] = "continue"
+    grace_seconds: Annotated[float, Field(ge=0, le=86_400)] = 30.0
 
 
 class Delivery(_Strict):
@@ -109,6 +110,7 @@ class Submit(_Strict):
             stall_seconds=self.stall_seconds,
             priority=Priority(self.priority),
             ttl_seconds=self.ttl_seconds,
+            grace_seconds=self.on_disconnect.grace_seconds if self.on_disconnect.policy == "cancel" else None,
             metadata=self.metadata,
         )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +28,9 @@ from broker.window import Notice
 
 #: Entries sent one frame each; what is behind further is merged.
 _FRAMED_SINGLY: Final = 16
+
+#: How long a generation that the store does not know any more may still be put back.
+LOSS_SECONDS: Final = 30.0
 
 #: How long the log is left alone after it could not be read.
 _STORE_PAUSE_SECONDS: Final = (0.2, 0.8)
@@ -57,7 +61,13 @@ async def start(services: Services, tenant: str, generation: str, cursor: str | 
     """Read the first page and judge the cursor. Raises `GenerationUnknown` (another tenant's too),
     `GenerationExpired`, `StoreUnavailable`."""
     asked = cursor or BEGINNING
-    page = await services.log.read(generation, asked, FIRST_PAGE)
+    try:
+        page = await services.log.read(generation, asked, FIRST_PAGE)
+    except GenerationUnknown:
+        # A cursor shows that there was one. Where the store has just lost data its holder may be about to put it back.
+        if asked != BEGINNING and await services.seconds_since_loss(generation) < LOSS_SECONDS:
+            raise DataLost(f"the store has lost data, {generation} perhaps too") from None
+        raise
     if page.tenant != tenant:
         raise GenerationUnknown(f"there is no generation {generation}")
     if not page.state.is_terminal and not page.lease_live:
@@ -90,6 +100,7 @@ class Viewer:
         # Viewers that came together need not be pinged together.
         self._ping_seconds = settings.ping_seconds * random.uniform(0.75, 1.0)
         self._closes_at = loop.time() + settings.stream_max_age_seconds * random.uniform(0.8, 1.0)
+        self._leaving = False
         self._page_size = FIRST_PAGE
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -109,7 +120,10 @@ class Viewer:
             async for chunk in self._replay():
                 yield chunk
             return
-        async with self._services.tail.follow(self._generation) as topic:
+        async with AsyncExitStack() as attached:
+            if begin.page.counts_viewers:
+                await attached.enter_async_context(self._services.presence.attending(self._generation))
+            topic = await attached.enter_async_context(self._services.tail.follow(self._generation))
             async for chunk in self._live(topic):
                 yield chunk
 
@@ -124,8 +138,10 @@ class Viewer:
                 return
 
     async def _live(self, topic: Topic) -> AsyncIterator[bytes]:
-        """Follow a log that still grows. An outage of the store is waited out; only its data's loss ends this."""
+        """Follow a log that still grows. An outage of the store is waited out, and so is a loss of its data, which the
+        holder of the lease mends; only one that lasts ends this."""
         sent_at = self._clock()
+        lost_at: float | None = None
         while not self.finished:
             version = topic.version
             pause = self._ping_seconds
@@ -143,18 +159,25 @@ class Viewer:
                         chunk = self._merged(page.entries)
                     if page.held and self.cursor == page.last:
                         topic.window.start(page.last)
+                lost_at = None
             except GenerationExpired:
                 chunk = self._deleted()
             except (GenerationUnknown, DataLost) as error:
-                yield self._error(error)
-                return
+                lost_at = lost_at or self._clock()
+                if self._clock() - lost_at > LOSS_SECONDS:
+                    yield self._error(error)
+                    return
+                pause = random.uniform(*_STORE_PAUSE_SECONDS)
             except StoreUnavailable:
                 pause = random.uniform(*_STORE_PAUSE_SECONDS)
             now = self._clock()
             if chunk:
                 yield chunk
                 sent_at = now
-            if self._services.draining or now >= self._closes_at:
+            if self._services.draining and not self._leaving:
+                self._leaving = True
+                self._closes_at = min(self._closes_at, self._services.leave_at(now))
+            if now >= self._closes_at:
                 return
             if chunk:
                 continue

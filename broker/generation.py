@@ -106,11 +106,28 @@ class Request:
     stall_seconds: float | None = None  # longest silence of the provider
     priority: Priority = Priority.INTERACTIVE
     ttl_seconds: int = 3600  # life of the log after its terminal event
+    grace_seconds: float | None = None  # cancel when no viewer has been attached for so long; None: never
     metadata: Json = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """JSON, as the store keeps it until the log expires."""
         return orjson.dumps(asdict(self), default=lambda value: value.value)
+
+    def record_fields(self, tenant: str, *, tombstone_seconds: float) -> dict[str, str]:
+        """What of the request stands in the generation's record, for scripts and listings."""
+        ttl_ms = self.ttl_seconds * 1000
+        return {
+            "tenant": tenant,
+            "provider": self.provider,
+            "model": self.model,
+            "priority": self.priority.value,
+            "max_attempts": str(self.max_attempts),
+            "ttl_ms": str(ttl_ms),
+            "stub_ms": str(ttl_ms + round(tombstone_seconds * 1000)),
+            "grace_ms": "" if self.grace_seconds is None else str(round(self.grace_seconds * 1000)),
+            "thread": self.thread or "",
+            "metadata": orjson.dumps(self.metadata).decode(),
+        }
 
     @classmethod
     def decode(cls, data: bytes) -> Request:

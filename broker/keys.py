@@ -10,8 +10,13 @@ One generation, tag `{gen_…}` (written by broker.generations, broker.log; read
     p:{gen}:log      stream  one entry an event, id = position, one field; exists from submit on; expires
                              `ttl_seconds` after the terminal event
     p:{gen}:request  string  JSON of what was asked, prompt included; same TTL as the log
+    p:{gen}:viewers  zset    processes that have viewers, score = last seen; only where the request says that nobody
+                             reading cancels; written by broker.presence, read by the renew script
     p:{gen}:live     channel sharded pub/sub; msgpack [prev, id, field, payload, id, field, payload …];
                              written by the append, cancel and delete scripts, read by broker.tail
+
+One node, tag `{m0}`, `{m1}` … whichever first falls to it (broker.store):
+    p:{mN}:marker    string  "<run id> <ms>": since when the node may have lost data
 
 One tenant, tag `{t:…}` (broker.generations):
     p:{t:T}:key:H    string  "<fingerprint> <generation>" of an Idempotency-Key with SHA-256 H; TTL 24 h
@@ -47,6 +52,12 @@ class Keys:
 
     def request(self, generation: str) -> str:
         return f"{self.prefix}:{{{generation}}}:request"
+
+    def viewers(self, generation: str) -> str:
+        return f"{self.prefix}:{{{generation}}}:viewers"
+
+    def marker(self, number: int) -> str:
+        return f"{self.prefix}:{{m{number}}}:marker"
 
     def live(self, generation: str) -> str:
         return f"{self.prefix}:{{{generation}}}:live"

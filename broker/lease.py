@@ -8,11 +8,14 @@ holder's appends.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from broker.errors import StoreError
+from broker.events import Entry
 from broker.generation import Request, State
-from broker.scripts import CLAIM, RELEASE, RENEW
+from broker.presence import DEAD_MS
+from broker.scripts import CLAIM, REBUILD, RELEASE, RENEW
 from broker.store import Store, jump
 from broker.wire import Arg
 
@@ -28,8 +31,19 @@ class Lease:
     tenant: str
     request: Request
     cancel: str
-    queued_ms: int  # from submit to the first claim
-    running_ms: int  # since the first claim
+    created_ms: int  # of the store's clock, like the next two
+    started_ms: int  # first claim
+    claimed_ms: int  # this claim
+
+    @property
+    def queued_ms(self) -> int:
+        """From submit to the first claim."""
+        return self.started_ms - self.created_ms
+
+    @property
+    def running_ms(self) -> int:
+        """From the first claim to this one."""
+        return self.claimed_ms - self.started_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +108,7 @@ class Leases:
         args: list[Arg] = [owner, lease_ms, floor, jump(), "1" if steady else "0", replacing.owner if replacing else ""]
         reply = await self._store.pipe(CLAIM, keys, args)
         match reply:
-            case [b"claimed", epoch, attempt, cancel, queued, running, tenant, request]:
+            case [b"claimed", epoch, attempt, cancel, created, started, now, tenant, request]:
                 return Lease(
                     generation=generation,
                     epoch=int(epoch),
@@ -103,8 +117,9 @@ class Leases:
                     tenant=tenant.decode(),
                     request=replacing.request if replacing else Request.decode(request),
                     cancel=cancel.decode(),
-                    queued_ms=int(queued),
-                    running_ms=int(running),
+                    created_ms=int(created),
+                    started_ms=int(started),
+                    claimed_ms=int(now),
                 )
             case [b"busy", wait]:
                 return Busy(int(wait))
@@ -116,9 +131,13 @@ class Leases:
                 raise StoreError(f"claim answered {reply!r}")
 
     async def renew(self, lease: Lease) -> RenewAnswer:
-        """Hold the lease for another term, and learn of a stored cancel."""
-        args: list[Arg] = [lease.epoch, lease.owner, self._store.settings.lease_ms]
-        reply = await self._store.pipe(RENEW, [self._keys.record(lease.generation)], args)
+        """Hold the lease for another term, and learn of a stored cancel. Where nobody reading cancels, this is also
+        the check: only the holder makes it, and not across a break of its connection, for which all viewers
+        look gone."""
+        keys = [self._keys.record(lease.generation), self._keys.viewers(lease.generation)]
+        steady = await self._store.steady(keys[0], DEAD_MS / 1000)
+        args: list[Arg] = [lease.epoch, lease.owner, self._store.settings.lease_ms, DEAD_MS, "1" if steady else "0"]
+        reply = await self._store.pipe(RENEW, keys, args)
         match reply:
             case [b"renewed", cancel]:
                 return Renewed(cancel.decode())
@@ -140,3 +159,29 @@ class Leases:
         args: list[Arg] = [lease.epoch, lease.owner, state.value, "1" if failed_attempt else "0"]
         reply = await self._store.pipe(RELEASE, [self._keys.record(lease.generation)], args)
         return bool(reply == [b"released"])
+
+    async def rebuild(self, lease: Lease, entries: Sequence[Entry]) -> bool:
+        """Put back a generation that the store has lost: record, request and the first events, none of them terminal.
+
+        False when there is a record after all (a tombstone too): append again, and learn what it says. Only for the
+        holder, under the conditions of `worker.writer`.
+        """
+        settings = self._store.settings
+        fields = lease.request.record_fields(lease.tenant, tombstone_seconds=settings.tombstone_seconds) | {
+            "epoch": str(lease.epoch),
+            "owner": lease.owner,
+            "attempt": str(lease.attempt),
+            "created_ms": str(lease.created_ms),
+            "started_ms": str(lease.started_ms),
+        }
+        args: list[Arg] = [lease.request.encode(), self._keys.live(lease.generation), settings.lease_ms, len(fields)]
+        for name, value in fields.items():
+            args += [name, value]
+        for entry in entries:
+            args += entry
+        keys = [self._keys.record(lease.generation), self._keys.log(lease.generation)]
+        reply = await self._store.pipe(REBUILD, [*keys, self._keys.request(lease.generation)], args)
+        if reply == [b"rebuilt"]:
+            await self._store.add_to_index(self._keys.index(lease.tenant), lease.generation)
+            return True
+        return False

@@ -97,6 +97,7 @@ class Page:
     last: str
     cancel: str
     lease_live: bool
+    counts_viewers: bool  # it is cancelled when nobody reads: viewers must say that they are there
     entries: list[Entry]
 
     def is_complete(self, cursor: str) -> bool:
@@ -159,7 +160,7 @@ class Log:
                 raise GenerationExpired(f"generation {generation} is {why.decode()}")
             case [b"lost", *_]:
                 raise DataLost(f"the log of {generation} is shorter than it was")
-            case [verdict, tenant, state, attempt, last, cancel, live, entries]:
+            case [verdict, tenant, state, attempt, last, cancel, live, grace, entries]:
                 return Page(
                     held=verdict == b"held",
                     tenant=tenant.decode(),
@@ -168,6 +169,7 @@ class Log:
                     last=last.decode(),
                     cancel=cancel.decode(),
                     lease_live=live == b"1",
+                    counts_viewers=grace != b"",
                     entries=[Entry(place.decode(), fields[0], fields[1]) for place, fields in entries],
                 )
             case _:

@@ -85,18 +85,7 @@ class Records:
                     raise KeyReused("this Idempotency-Key was used with another body")
                 generation, replayed = known.decode(), True
 
-        ttl_ms = request.ttl_seconds * 1000
-        fields: dict[str, Arg] = {
-            "tenant": tenant,
-            "provider": request.provider,
-            "model": request.model,
-            "priority": request.priority.value,
-            "max_attempts": request.max_attempts,
-            "ttl_ms": ttl_ms,
-            "stub_ms": ttl_ms + round(settings.tombstone_seconds * 1000),
-            "thread": request.thread or "",
-            "metadata": orjson.dumps(request.metadata),
-        }
+        fields = request.record_fields(tenant, tombstone_seconds=settings.tombstone_seconds)
         args: list[Arg] = [request.encode(), round(settings.unconfirmed_seconds * 1000)]
         for name, value in fields.items():
             args += [name, value]

@@ -45,6 +45,12 @@ class Settings(BaseSettings):
         0.5, gt=0, description="Delay before the second attempt, doubled for each later one, with full jitter."
     )
     retry_cap_seconds: float = Field(30.0, gt=0, description="Longest delay between attempts, but for Retry-After.")
+    heal_seconds: float = Field(
+        300.0, gt=0, description="How long a worker keeps an ended log, to put back what the store forgets of it."
+    )
+    heal_bytes: int = Field(
+        134_217_728, ge=0, description="Memory that a worker spends on ended logs; the oldest are forgotten first."
+    )
     sweep_seconds: float = Field(
         60.0, gt=0, description="A worker looks through all records about this often for jobs the queue has lost."
     )

@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from redis.exceptions import RedisError
 
@@ -17,12 +18,15 @@ from broker.connect import connect, translate
 from broker.errors import StoreError, StoreUnavailable, StoreUnusable
 from broker.keys import Keys
 from broker.position import BEGINNING
-from broker.scripts import Script
+from broker.scripts import MARKER, Script
 from broker.settings import Settings
 from broker.wire import Address, Arg, Redirected, Reply, ScriptUnknown, Wire
 
 #: How often one call follows the cluster to where a slot went.
 _HOPS = 4
+
+#: Marker names tried until one falls to a given node; enough for a node with one slot in a few hundred.
+_MARKERS: Final = 4096
 
 #: An epoch that follows lost claims rises by a random number from this range (2^20 .. 2^31).
 _JUMP = (1 << 20, 1 << 31)
@@ -54,6 +58,7 @@ class Store:
         self._opening: dict[Address, asyncio.Task[Wire]] = {}
         self._blocking: Wire | None = None
         self._breaks: dict[Address, float] = {}
+        self._on_return: list[Callable[[], None]] = []
         self._closed = False
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Arg]) -> Reply:
@@ -131,17 +136,17 @@ class Store:
             raise translate(exc) from exc
         return [member if isinstance(member, str) else member.decode() for member in found]
 
+    async def add_to_index(self, key: str, member: str) -> None:
+        """Put a member into an index."""
+        try:
+            await self._topology.commands.zadd(key, {member: 0})
+        except (RedisError, OSError, TimeoutError) as exc:
+            raise translate(exc) from exc
+
     async def remove(self, key: str, members: Sequence[str]) -> None:
         """Take members out of an index."""
         try:
             await self._topology.commands.zrem(key, *members)
-        except (RedisError, OSError, TimeoutError) as exc:
-            raise translate(exc) from exc
-
-    async def release_key(self, key: str) -> None:
-        """Delete one key."""
-        try:
-            await self._topology.commands.delete(key)
         except (RedisError, OSError, TimeoutError) as exc:
             raise translate(exc) from exc
 
@@ -180,6 +185,15 @@ class Store:
             raise StoreUnusable(f"Legato needs Redis 7.0 or Valkey 7.2; this is {server} {version}")
         return StoreFacts(server=server, version=version, maxmemory_policy=str(memory.get("maxmemory_policy", "")))
 
+    async def seconds_since_loss(self, key: str) -> float:
+        """How long ago the server of `key` may have lost data: it came up then, or it was found empty."""
+        node = await self._topology.locate(key)
+        for number in range(_MARKERS):
+            marker = self.keys.marker(number)
+            if await self._topology.locate(marker) == node:
+                return int(await self.pipe(MARKER, [marker], [])) / 1000
+        raise StoreUnavailable("no marker key falls to the server")
+
     async def locate(self, key: str) -> Address:
         """Which server serves a key."""
         return await self._topology.locate(key)
@@ -209,6 +223,10 @@ class Store:
             on_push=on_push,
             on_close=on_close,
         )
+
+    def on_return(self, call: Callable[[], None]) -> None:
+        """Call this whenever a server answers again after a break."""
+        self._on_return.append(call)
 
     def note_break(self, address: Address) -> None:
         """Remember that a connection to that server broke: nobody is taken over from for a lease."""
@@ -240,6 +258,9 @@ class Store:
             await self._topology.refresh()
             raise
         self._wires[address] = wire
+        if address in self._breaks:
+            for call in self._on_return:
+                call()
         return wire
 
     def _wire_closed(self, wire: Wire) -> None:

@@ -37,6 +37,7 @@ from broker.lease import Lease, Leases
 from broker.log import Log
 from broker.settings import Settings
 from worker.providers.base import Finish, Provider
+from worker.pulse import Pulse
 from worker.writer import Writer
 
 _log = structlog.get_logger("legato.worker")
@@ -74,11 +75,13 @@ class Run:
         log: Log,
         leases: Leases,
         providers: Mapping[str, Provider],
+        pulse: Pulse,
         settings: Settings,
     ) -> None:
         self.generation = lease.generation
         self.writer: Writer | None = None
-        self.renewed_at = asyncio.get_running_loop().time()
+        self.renewed_at = pulse.now()
+        self._pulse = pulse
         self._lease = lease
         self._request = lease.request
         self._log = log
@@ -105,7 +108,13 @@ class Run:
         """Run to an end, of whatever kind. Raises `StoreUnavailable` only before anything was written."""
         inherited = await self._log.read_all(self.generation)
         writer = self.writer = Writer(
-            self._lease, inherited, log=self._log, leases=self._leases, on_cancel=self._stop_producing
+            self._lease,
+            inherited,
+            log=self._log,
+            leases=self._leases,
+            pulse=self._pulse,
+            heal_seconds=self._settings.heal_seconds,
+            on_cancel=self._stop_producing,
         )
         result = Result(Outcome.LOST)
         try:

@@ -13,14 +13,16 @@ from typing import Final
 
 import structlog
 
-from broker.errors import Closed, Fenced, RecordGone, StoreError, StoreUnavailable
+from broker.errors import Closed, Fenced, StoreError, StoreUnavailable
 from broker.lease import Busy, Ended, Lease, Leases, Lost, Missing, Renewed, new_owner
 from broker.log import Log
 from broker.queue import Hint, Queue
 from broker.records import Records
 from broker.settings import Settings
 from broker.store import Store
+from worker.keeper import Keeper
 from worker.providers.base import Provider
+from worker.pulse import Pulse
 from worker.run import Outcome, Result, Run
 
 _log = structlog.get_logger("legato.worker")
@@ -49,6 +51,9 @@ class Worker:
         self._leases = Leases(store)
         self._providers = providers
         self._settings = settings
+        self._pulse = Pulse(tolerance=settings.lease_seconds)
+        self._keeper = Keeper(heal_seconds=settings.heal_seconds, heal_bytes=settings.heal_bytes)
+        store.on_return(self._store_returned)
         self._runs: dict[str, tuple[Run, Hint]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._slot_free = asyncio.Event()
@@ -66,12 +71,12 @@ class Worker:
     async def run(self) -> None:
         """Work until drained."""
         async with asyncio.TaskGroup() as group:
-            renewing = group.create_task(self.renew_loop())
-            sweeping = group.create_task(self.sweep_loop())
+            helpers = [self._pulse.run(), self.renew_loop(), self._keeper.run(), self.sweep_loop()]
+            helping = [group.create_task(helper) for helper in helpers]
             await self.claim_loop()
-            sweeping.cancel()
             await self._let_go()
-            renewing.cancel()
+            for task in helping:
+                task.cancel()
 
     async def claim_loop(self) -> None:
         """Take hints while there is room; sleep until one is added, or due."""
@@ -98,17 +103,11 @@ class Worker:
     async def renew_loop(self) -> None:
         """Renew every lease well before its time, and poll for cancels where no append brings the answer."""
         term = self._settings.lease_seconds / 3
-        loop = asyncio.get_running_loop()
-        hints_at = loop.time()
+        hints_at = self._pulse.now()
         while True:
             await asyncio.sleep(_TICK_SECONDS)
-            now = loop.time()
-            asking = [
-                run
-                for run, _ in self._runs.values()
-                if run.writer is not None
-                and (now - run.renewed_at >= term or now - max(run.writer.answered_at, run.renewed_at) >= _POLL_SECONDS)
-            ]
+            now = self._pulse.now()
+            asking = [run for run, _ in self._runs.values() if self._is_due(run, now, term)]
             await asyncio.gather(*(self._renew(run) for run in asking))
             if self._runs and now - hints_at >= term:
                 hints_at = now
@@ -116,6 +115,14 @@ class Worker:
                     await self._queue.look_again([hint for _, hint in self._runs.values()], self._settings.lease_ms)
                 except StoreError as exc:
                     _log.warning("queue_unavailable", error=str(exc))
+
+    @staticmethod
+    def _is_due(run: Run, now: float, term: float) -> bool:
+        if run.writer is None:
+            return False
+        if run.lease.request.grace_seconds is not None:
+            term = min(term, _POLL_SECONDS)  # the renewal is also the look at who is reading
+        return now - run.renewed_at >= term or now - max(run.writer.answered_at, run.renewed_at) >= _POLL_SECONDS
 
     async def sweep_loop(self) -> None:
         """Now and then, put back hints that the queue has lost."""
@@ -131,7 +138,14 @@ class Worker:
         owner = new_owner()
         match await self._leases.claim(hint.generation, owner=owner):
             case Lease() as lease:
-                run = Run(lease, log=self._log, leases=self._leases, providers=self._providers, settings=self._settings)
+                run = Run(
+                    lease,
+                    log=self._log,
+                    leases=self._leases,
+                    providers=self._providers,
+                    pulse=self._pulse,
+                    settings=self._settings,
+                )
                 self._runs[hint.generation] = run, hint
                 task = asyncio.create_task(self._supervise(run, hint), name=f"run {hint.generation}")
                 self._tasks.add(task)
@@ -153,6 +167,8 @@ class Worker:
             result = Result(Outcome.LOST)
         finally:
             self._runs.pop(hint.generation, None)
+        if result.outcome is Outcome.ENDED and run.writer is not None:
+            self._keeper.keep(run.writer)
         _log.info("generation_left", generation=hint.generation, outcome=result.outcome.value)
         try:
             match result.outcome:
@@ -179,9 +195,10 @@ class Worker:
             return  # the writer meets the same outage, and waits for its end
         if lease is not run.lease:
             return  # the writer claimed anew meanwhile
-        run.renewed_at = asyncio.get_running_loop().time()
+        run.renewed_at = self._pulse.now()
         match answer:
             case Renewed(cancel=reason):
+                writer.answered_at = run.renewed_at
                 writer.cancel(reason)
             case Lost():
                 writer.lose(Fenced("a later claim, or a delete, has taken the generation"))
@@ -189,7 +206,7 @@ class Worker:
                 if not (writer.entries and writer.entries[-1].is_terminal):
                     writer.lose(Closed("the log has its end already"))
             case Missing():
-                writer.lose(RecordGone("the store has no record of the generation"))
+                writer.ask()
 
     async def _let_go(self) -> None:
         """Wait for what runs; hand over what is left when the time to drain is over."""
@@ -199,6 +216,14 @@ class Worker:
             run.hand_over()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        await self._keeper.first_checks()
+
+    def _store_returned(self) -> None:
+        """A server answers again after a break: what it holds may not be what it held."""
+        self._keeper.store_returned()
+        for run, _ in self._runs.values():
+            if run.writer is not None:
+                run.writer.ask()
 
     def _run_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

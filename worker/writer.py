@@ -7,7 +7,9 @@ behind them.
 
 *The whole log*, inherited entries too, stays in memory until the end: when the store comes back with a shorter log,
 any suffix of it can be put back; when somebody else's events stand in the store, everything shown so far is
-written anew behind a `reset`.
+written anew behind a `reset`; when the store knows nothing of the generation any more, record and log are rebuilt, but
+only by a writer that can be sure it missed no cancel, delete or end: it was never told of one, it did not stand still
+since the store's last good answer, and that answer is not old.
 """
 
 from __future__ import annotations
@@ -24,10 +26,14 @@ from broker.events import Cancelled, CancelReason, Completed, Entry, Event, Rese
 from broker.lease import Ended, Lease, Leases, Missing, new_owner
 from broker.log import MAX_APPEND_BYTES, MAX_APPEND_EVENTS, Log
 from broker.position import BEGINNING, Position
+from worker.pulse import Pulse
 
 #: Events that may wait to be stored; beyond that the provider is not read on.
 _ROOM_EVENTS: Final = 1000
 _ROOM_BYTES: Final = 1024 * 1024
+
+#: What an entry takes in memory besides its payload, about.
+_ENTRY_BYTES: Final = 200
 
 #: Delays while the store is away: random up to a bound that doubles.
 _RETRY_FIRST: Final = 0.05
@@ -42,11 +48,21 @@ class Writer:
     """
 
     def __init__(
-        self, lease: Lease, inherited: list[Entry], *, log: Log, leases: Leases, on_cancel: Callable[[], None]
+        self,
+        lease: Lease,
+        inherited: list[Entry],
+        *,
+        log: Log,
+        leases: Leases,
+        pulse: Pulse,
+        heal_seconds: float,
+        on_cancel: Callable[[], None],
     ) -> None:
         self.lease = lease
         self.cancel_reason: CancelReason | None = None
-        self.answered_at = asyncio.get_running_loop().time()  # of the store's last answer
+        self.answered_at = pulse.now()  # the store's last good answer
+        self._pulse = pulse
+        self._heal_seconds = heal_seconds
         self._log = log
         self._leases = leases
         self._on_cancel = on_cancel
@@ -54,6 +70,8 @@ class Writer:
         self._stored = len(inherited)
         self._waiting_bytes = 0
         self._lost: errors.LeaseLost | None = None
+        self._asking = False  # the store is to be asked even if there is nothing to append
+        self._healed = 0  # entries put back
         self._added = asyncio.Event()
         self._progress = asyncio.Event()
 
@@ -61,6 +79,11 @@ class Writer:
     def entries(self) -> list[Entry]:
         """The whole log as this writer knows it, stored or not."""
         return self._entries
+
+    @property
+    def memory_bytes(self) -> int:
+        """About what this writer's log takes in memory."""
+        return sum(_ENTRY_BYTES + len(entry.payload) for entry in self._entries)
 
     @property
     def has_room(self) -> bool:
@@ -97,11 +120,24 @@ class Writer:
         self._lost = why
         self._added.set()
 
+    def ask(self) -> None:
+        """Have the store asked what the log holds: something said that it may not be what it was."""
+        self._asking = True
+        self._added.set()
+
+    async def verify(self) -> int:
+        """After the end: ask whether the log is still whole, and put back what is missing; returns how many entries.
+        Raises `LeaseLost` when the generation is somebody else's now, or erased."""
+        before = self._healed
+        self._asking = True
+        await self.run()
+        return self._healed - before
+
     async def run(self) -> None:
         """Append what is added, until a terminal event is stored."""
         delay = _RETRY_FIRST
         while True:
-            while self._stored == len(self._entries):
+            while self._stored == len(self._entries) and not self._asking:
                 if self._stored and self._entries[-1].is_terminal:
                     return
                 self._added.clear()
@@ -123,16 +159,17 @@ class Writer:
         prev = self._entries[self._stored - 1].position if self._stored else BEGINNING
         lease = self.lease
         answer = await self._log.append(lease.generation, lease.epoch, lease.owner, prev, batch)
-        self.answered_at = asyncio.get_running_loop().time()
         match answer:
             case answers.Appended(cancel=reason):
+                self._asking = False
+                self.answered_at = self._pulse.now()
                 self._advance(self._stored + len(batch))
                 self.cancel(reason)
             case answers.Cancelled(reason=reason):
                 self._end_cancelled(CancelReason(reason))
                 self.cancel(reason)
             case answers.Behind(last=last) if self._knows(last):
-                self._advance(Position.of_entry_id(last).seq)
+                self._went_back_to(Position.of_entry_id(last).seq)
             case answers.Behind() | answers.Diverged():
                 await self._write_anew()
             case answers.Fenced():
@@ -140,7 +177,24 @@ class Writer:
             case answers.Closed():
                 raise errors.Closed("the log has its end already")
             case answers.Gone():
-                raise errors.RecordGone("the store has no record of the generation")
+                await self._rebuild()
+
+    async def _rebuild(self) -> None:
+        if (
+            self.cancel_reason is not None
+            or self._pulse.stood_still_since(self.answered_at)
+            or self._pulse.now() - self.answered_at > self._heal_seconds
+        ):
+            raise errors.RecordGone("the store has no record of the generation, and we may have missed its end")
+        self._went_back_to(0)
+        first = [entry for entry in self._next_batch() if not entry.is_terminal]
+        if await self._leases.rebuild(self.lease, first):
+            self._advance(len(first))
+
+    def _went_back_to(self, stored: int) -> None:
+        """The store holds fewer entries than it did."""
+        self._healed += self._stored - stored
+        self._advance(stored)
 
     def _next_batch(self) -> list[Entry]:
         batch: list[Entry] = []

@@ -3,7 +3,7 @@
 --
 -- KEYS  1 record  2 log  3 request
 -- ARGV  1 epoch  2 owner  3 prev: position before the first event  4 live channel
---       5.. id, field, payload of each event
+--       5.. id, field, payload of each event; none: only ask whether the log still ends at prev
 --
 -- Returns {appended, head, stored now, cancel flag} {gone} {fenced, epoch} {closed, last} {cancelled, last, flag}
 --         {behind, last} {diverged, last}
@@ -42,6 +42,8 @@ else
     if id_at(i) == last then skip = i + 1; break end
   end
 end
+-- An ended record without a log: the log's time is over, and nobody puts it back.
+if TERMINAL[r[3]] and last == '0-0' then return {'closed', last} end
 if skip and skip == count then return {'appended', last, '0', r[4] or ''} end
 if TERMINAL[last_field] then return {'closed', last} end
 

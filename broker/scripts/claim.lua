@@ -6,7 +6,7 @@
 --       5 '1' if the claimer may take over a lapsed lease (its connection to this node had no break for a lease)
 --       6 owner of a lease that the claimer itself holds and replaces, or ''
 --
--- Returns {claimed, epoch, attempt, cancel flag, queued ms, ms since first claim, tenant, request}
+-- Returns {claimed, epoch, attempt, cancel flag, created ms, first claimed ms, now ms, tenant, request}
 --         {busy, ms to wait} {ended, state} {gone}
 --
 -- Buys: epochs only rise and are never used twice, even after the store forgot claims: `history` is the replication
@@ -44,7 +44,6 @@ if owner ~= ARGV[1] or owner == '' then
 end
 redis.call('HSET', record, 'lease', string.format('%.0f', now + lease_ms))
 for i = 1, 3 do redis.call('PERSIST', KEYS[i]) end
-local started = tonumber(r[10] or now)
-return {'claimed', string.format('%.0f', epoch), string.format('%.0f', attempt), r[8] or '',
-        string.format('%.0f', started - tonumber(r[9])), string.format('%.0f', now - started), r[11],
-        redis.call('GET', KEYS[3]) or ''}
+local now_ms = string.format('%.0f', now)
+return {'claimed', string.format('%.0f', epoch), string.format('%.0f', attempt), r[8] or '', r[9] or '0',
+        r[10] or now_ms, now_ms, r[11], redis.call('GET', KEYS[3]) or ''}

@@ -3,14 +3,14 @@
 --
 -- KEYS  1 record  2 log    ARGV  1 cursor  2 most entries
 -- Returns {unknown} {deleted} {expired} {lost}
---         {held or rewound, tenant, state, attempt, last, cancel flag, lease live, entries}
+--         {held or rewound, tenant, state, attempt, last, cancel flag, lease live, grace ms or '', entries}
 --
 -- Buys: unknown, deleted, expired, lost and merely empty never look alike; a cursor is compared by its whole id, so a
 -- position that another epoch wrote reads `rewound` (its entries are none). Runs on the primary only.
 local ENDED = {completed = true, failed = true, cancelled = true}
 local function seq_of(id) return tonumber(string.match(id, '^%d+')) end
 
-local r = redis.call('HMGET', KEYS[1], 'tenant', 'state', 'attempt', 'head', 'cancel', 'lease')
+local r = redis.call('HMGET', KEYS[1], 'tenant', 'state', 'attempt', 'head', 'cancel', 'lease', 'grace_ms')
 if not r[1] then return {'unknown'} end
 if r[2] == 'deleted' then return {'deleted', r[1]} end
 local tail = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
@@ -37,4 +37,4 @@ else
 end
 local time = redis.call('TIME')
 local live = tonumber(r[6] or '0') > time[1] * 1000 + math.floor(time[2] / 1000)
-return {verdict, r[1], r[2], r[3], last, r[5] or '', live and '1' or '0', entries}
+return {verdict, r[1], r[2], r[3], last, r[5] or '', live and '1' or '0', r[7] or '', entries}

@@ -1,0 +1,60 @@
+"""Who is reading, counted over all API processes: only for generations that are cancelled when nobody does.
+
+A process writes its own name into the generation's set of viewers before its first viewer reads, again every few
+seconds, and takes it out when its last one leaves. A process that is killed says nothing more, and counts as gone after
+`DEAD_MS`. Whoever holds the lease looks at the set (scripts/renew.lua) and nobody else decides anything by it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+from broker.errors import StoreError
+from broker.scripts import PRESENCE
+from broker.store import Store
+from broker.wire import Arg
+
+#: How often a process says that it has viewers, and after how long without a word it has none.
+REFRESH_SECONDS: Final = 5.0
+DEAD_MS: Final = 15_000
+
+
+class Presence:
+    """The viewers of one process. Run `run()` beside them."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._process = secrets.token_hex(8)
+        self._viewers: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def attending(self, generation: str) -> AsyncIterator[None]:
+        """Count as a viewer while the block lasts. What cannot be said at its start is said at the next refresh, what
+        cannot be said at its end is known when our word is old; an outage by itself never counts against a viewer."""
+        self._viewers[generation] += 1
+        try:
+            with suppress(StoreError):
+                await self._say(generation, present=True)
+            yield
+        finally:
+            self._viewers[generation] -= 1
+            if self._viewers[generation] == 0:
+                del self._viewers[generation]
+                with suppress(StoreError, asyncio.CancelledError):
+                    await asyncio.shield(self._say(generation, present=False))
+
+    async def run(self) -> None:
+        """Say again, every few seconds, for every generation with viewers here."""
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            saying = [self._say(generation, present=True) for generation in self._viewers]
+            await asyncio.gather(*saying, return_exceptions=True)
+
+    async def _say(self, generation: str, *, present: bool) -> None:
+        args: list[Arg] = [self._process, "1" if present else "0", 4 * DEAD_MS]
+        await self._store.pipe(PRESENCE, [self._store.keys.viewers(generation)], args)
