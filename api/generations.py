@@ -12,12 +12,13 @@ from api.auth import authenticate
 from api.problem import Problem
 from api.services import Services
 from broker.errors import GenerationUnknown
-from broker.events import CancelReason, Completed, Failed, Json
+from broker.events import CancelReason, Completed, Failed, FailureCode, Json
 from broker.generation import Record, State, is_id
 from broker.records import CancelOutcome
 from broker.snapshot import Fold
 
 _LISTABLE = [state.value for state in State if state is not State.DELETED]
+_FAILURES = [code.value for code in FailureCode]
 
 
 def router(services: Services) -> APIRouter:
@@ -41,12 +42,16 @@ def router(services: Services) -> APIRouter:
         request: Request,
         status: str | None = None,
         thread: str | None = None,
+        code: str | None = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         cursor: str | None = None,
     ) -> Response:
-        """The tenant's generations, newest first; `next_cursor` leads to the next page."""
+        """The tenant's generations, newest first; `next_cursor` leads to the next page. `code=worker_lost` finds the
+        jobs that lost a worker at every attempt."""
         if status is not None and status not in _LISTABLE:
             raise Problem(400, "invalid_query", f"status is one of {', '.join(_LISTABLE)}")
+        if code is not None and code not in _FAILURES:
+            raise Problem(400, "invalid_query", f"code is one of {', '.join(_FAILURES)}")
         if cursor is not None and not is_id(cursor):
             raise Problem(400, "invalid_query", "cursor is the next_cursor of an earlier answer")
         page = await services.records.newest(
@@ -55,6 +60,7 @@ def router(services: Services) -> APIRouter:
             cursor=cursor or "",
             state=State(status) if status else None,
             thread=thread,
+            failure=FailureCode(code) if code else None,
         )
         data = [_describe(record) for record in page.records]
         more = {"next_cursor": page.next_cursor, "has_more": page.next_cursor is not None}
@@ -105,6 +111,7 @@ def _describe(record: Record) -> Json:
         "started_at": record.started_ms / 1000 if record.started_ms is not None else None,
         "ended_at": record.ended_ms / 1000 if record.ended_ms is not None else None,
         "attempt": record.attempt,
+        "code": record.failure.value if record.failure else None,
         "position": str(record.head),
         "stream_url": f"/v1/generations/{record.id}/events",
         "metadata": record.metadata,

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import orjson
 
-from broker.events import Json
+from broker.events import FailureCode, Json
 from broker.position import Position
 
 _ID_PREFIX: Final = "gen_"
@@ -160,6 +160,7 @@ class Record:
     ended_ms: int | None
     lease_live: bool  # by the store's clock, when it was read
     cancel_requested: bool
+    failure: FailureCode | None  # of a failed one
 
     @property
     def shown_state(self) -> State:

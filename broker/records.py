@@ -14,7 +14,7 @@ from typing import Final
 import orjson
 
 from broker.errors import GenerationExpired, GenerationUnknown, KeyReused, QueueFull, StoreError
-from broker.events import CancelReason
+from broker.events import CancelReason, FailureCode
 from broker.generation import Priority, Record, Request, State, new_id
 from broker.position import Position
 from broker.queue import Hint, Queue
@@ -112,7 +112,14 @@ class Records:
         return record
 
     async def newest(
-        self, tenant: str, *, limit: int, cursor: str = "", state: State | None = None, thread: str | None = None
+        self,
+        tenant: str,
+        *,
+        limit: int,
+        cursor: str = "",
+        state: State | None = None,
+        thread: str | None = None,
+        failure: FailureCode | None = None,
     ) -> Listing:
         """Records of a tenant, newest first, from below `cursor`. Forgets index entries whose record is gone.
 
@@ -130,7 +137,7 @@ class Records:
                 record = await self._find(generation)
                 if record is None:
                     stale.append(generation)
-                elif record.state is not State.DELETED and _matches(record, state, thread):
+                elif record.state is not State.DELETED and _matches(record, state, thread, failure):
                     found.append(record)
                     if len(found) == limit:
                         break
@@ -204,11 +211,16 @@ class Records:
             ended_ms=int(raw["ended_ms"]) if "ended_ms" in raw else None,
             lease_live=int(raw.get("lease", 0)) > int(now),
             cancel_requested=bool(raw.get("cancel")),
+            failure=FailureCode(raw["failure"]) if "failure" in raw else None,
         )
 
     def _keys_of(self, generation: str) -> list[str]:
         return [self._keys.record(generation), self._keys.log(generation), self._keys.request(generation)]
 
 
-def _matches(record: Record, state: State | None, thread: str | None) -> bool:
-    return (state is None or record.shown_state is state) and (thread is None or record.thread == thread)
+def _matches(record: Record, state: State | None, thread: str | None, failure: FailureCode | None) -> bool:
+    return (
+        (state is None or record.shown_state is state)
+        and (thread is None or record.thread == thread)
+        and (failure is None or record.failure is failure)
+    )

@@ -167,17 +167,21 @@ class Run:
         if self._shown and request.recovery is Recovery.FAIL:
             self._fail(writer, FailureCode.WORKER_LOST, "its worker was lost, and it asked not to start over")
             return None
-        if self._shown:
+        provider = self._providers.get(request.provider)
+        partial = ""
+        if self._shown and provider is not None and self._may_continue(provider, inherited):
+            partial = "".join(entry.payload.decode() for entry in inherited if entry.field == b"d")
+            self._characters = len(partial)
+        elif self._shown:
             writer.add(Reset(attempt=lease.attempt, reason=_why_anew(inherited)))
             self._shown = False
         writer.add(Started(attempt=lease.attempt, provider=request.provider, model=request.model))
-        provider = self._providers.get(request.provider)
         try:
             if provider is None:
                 raise ProviderError(
                     FailureCode.INVALID_REQUEST, f"this worker has no provider named {request.provider!r}"
                 )
-            await self._generate(writer, provider)
+            await self._generate(writer, provider, partial)
         except ProviderError as error:
             return self._after_failure(writer, error)
         except Exception as exc:  # noqa: BLE001 - a defect of a provider must end its generation, not the worker
@@ -185,7 +189,15 @@ class Run:
             self._fail(writer, FailureCode.INTERNAL, "the provider's adapter failed")
         return None
 
-    async def _generate(self, writer: Writer, provider: Provider) -> None:
+    def _may_continue(self, provider: Provider, inherited: list[Entry]) -> bool:
+        """Whether the next attempt may write on behind what was shown: only behind plain text."""
+        return (
+            self._request.recovery is Recovery.CONTINUE
+            and all(entry.field == b"d" for entry in inherited if entry.is_shown)
+            and provider.can_continue(self._request)
+        )
+
+    async def _generate(self, writer: Writer, provider: Provider, partial: str) -> None:
         """One answer of the provider, with its deadlines. Time that the store keeps us waiting is no silence of the
         provider's."""
         request, settings = self._request, self._settings
@@ -194,7 +206,7 @@ class Run:
         end = loop.time() + (request.timeout_seconds or settings.timeout_seconds) - self._lease.running_ms / 1000
         try:
             async with (
-                aclosing(provider.stream(request, attempt=self._lease.attempt)) as events,
+                aclosing(provider.stream(request, attempt=self._lease.attempt, partial=partial)) as events,
                 asyncio.timeout_at(min(end, loop.time() + stall)) as deadline,
             ):
                 async for event in events:

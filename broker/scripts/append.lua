@@ -87,6 +87,7 @@ if TERMINAL[final] then
   local time = redis.call('TIME')
   local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
   redis.call('HSET', record, 'head', head, 'state', final, 'ended_ms', now, 'lease', '0')
+  if final == 'failed' then redis.call('HSET', record, 'failure', cjson.decode(payload_at(count - 1)).code) end
   redis.call('PEXPIRE', log, r[5])
   redis.call('PEXPIRE', KEYS[3], r[5])
   redis.call('PEXPIRE', record, r[6])

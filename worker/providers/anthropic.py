@@ -55,7 +55,11 @@ class AnthropicProvider:
         self._client = None if client is None else client.with_options(max_retries=0)
         self._owned: anthropic.AsyncAnthropic | None = None
 
-    def stream(self, request: Request, *, attempt: int) -> AsyncGenerator[ProviderEvent, None]:
+    def can_continue(self, request: Request) -> bool:
+        """Never: whether a model goes on from a partial answer cannot be known from its name."""
+        return False
+
+    def stream(self, request: Request, *, attempt: int, partial: str = "") -> AsyncGenerator[ProviderEvent, None]:
         """See `Provider.stream`. The worker owns retries; the SDK makes none."""
 
         def connect() -> AbstractAsyncContextManager[wire.Response]:

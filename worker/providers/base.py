@@ -33,8 +33,15 @@ class Provider(Protocol):
         """As requests name it."""
         ...
 
-    def stream(self, request: Request, *, attempt: int) -> AsyncGenerator[ProviderEvent, None]:
+    def can_continue(self, request: Request) -> bool:
+        """Whether `stream` can go on from the text of a lost attempt, for this request's model."""
+        ...
+
+    def stream(self, request: Request, *, attempt: int, partial: str = "") -> AsyncGenerator[ProviderEvent, None]:
         """Ask, and yield what comes, in order, without delay.
+
+        `partial` is the plain text that an earlier attempt has shown: what is yielded follows it, to the character. It
+        is given only where `can_continue` says yes.
 
         Ends after `Finish`, or raises `ProviderError` (nothing else). A wire that ends without its terminal
         marker raises `upstream_incomplete`. Closing the generator closes the connection at once. The consumer

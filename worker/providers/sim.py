@@ -86,19 +86,31 @@ class SimProvider:
 
     name: Final = "sim"
 
-    async def stream(self, request: Request, *, attempt: int) -> AsyncGenerator[ProviderEvent, None]:
-        """The text the options ask for, then usage (chunks as output tokens, words as input tokens) and `Finish`."""
+    def can_continue(self, request: Request) -> bool:
+        """Always: the text is known."""
+        return True
+
+    async def stream(self, request: Request, *, attempt: int, partial: str = "") -> AsyncGenerator[ProviderEvent, None]:
+        """The text the options ask for, then usage (chunks as output tokens, words as input tokens) and `Finish`.
+
+        Going on from a partial text, chunks that are in it are skipped, and cost no time; they count all the same.
+        """
         options = _options(request.provider_options)
         fault = _first_fault(options.faults, attempt=attempt)
         loop = asyncio.get_running_loop()
         start = loop.time() + options.first_token_ms / 1000
         interval = 1 / options.tokens_per_second if options.tokens_per_second else 0.0
-        count = 0
+        count, shown = 0, len(partial)
         for chunk in _chunks(options):
-            await _until(start + count * interval, turn=count % _CHUNKS_PER_TURN == 0)
-            if fault is not None and count == fault.at_token:
-                await _fail(fault)
-            yield Delta(text=chunk)
+            if shown >= len(chunk):
+                shown -= len(chunk)
+                start -= interval
+            else:
+                await _until(start + count * interval, turn=count % _CHUNKS_PER_TURN == 0)
+                if fault is not None and count == fault.at_token:
+                    await _fail(fault)
+                yield Delta(text=chunk[shown:])
+                shown = 0
             count += 1
         await _until(start, turn=True)
         if fault is not None and count == fault.at_token:
