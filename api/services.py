@@ -59,7 +59,6 @@ class Services:
             for task in services._tasks:
                 task.cancel()
             await asyncio.gather(*services._tasks, return_exceptions=True)
-            await services.tail.aclose()
             await store.aclose()
 
     def drain(self) -> None:

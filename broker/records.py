@@ -7,20 +7,25 @@ leaves something that expires by itself. Accepted means: the last step is done.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
 import orjson
+import structlog
 
+from broker.confirm import Confirmer, NotReplicated
 from broker.errors import GenerationExpired, GenerationUnknown, KeyReused, QueueFull, StoreError
 from broker.events import CancelReason, FailureCode
 from broker.generation import Priority, Record, Request, State, new_id
 from broker.position import Position
 from broker.queue import Hint, Queue
-from broker.scripts import CANCEL, CONFIRM, CREATE, DELETE, RECORD, RESERVE
+from broker.scripts import CANCEL, CONFIRM, CREATE, DELETE, RECORD, RESERVE, Script
 from broker.store import Store, jump
-from broker.wire import Arg
+from broker.wire import Arg, Reply
+
+_log = structlog.get_logger("legato.broker")
 
 #: How long a worker that was asked to cancel is waited for before somebody else writes the end.
 CANCEL_GRACE_MS: Final = 2000
@@ -62,6 +67,7 @@ class Records:
     def __init__(self, store: Store, queue: Queue) -> None:
         self._store = store
         self._queue = queue
+        self._confirmer = Confirmer(store)
         self._keys = store.keys
         self._settings = store.settings
 
@@ -79,7 +85,7 @@ class Records:
         generation, replayed = new_id(), False
         reserve = [self._keys.idempotency(tenant, key or ""), self._keys.index(tenant)]
         keep_ms = round(settings.idempotency_seconds * 1000)
-        match await self._store.run(RESERVE, reserve, [generation, fingerprint if key else "", keep_ms]):
+        match await self._confirmer.run(RESERVE, reserve, [generation, fingerprint if key else "", keep_ms]):
             case [b"known", seen, known]:
                 if seen.decode() != fingerprint:
                     raise KeyReused("this Idempotency-Key was used with another body")
@@ -90,7 +96,7 @@ class Records:
         for name, value in fields.items():
             args += [name, value]
         state = State.QUEUED
-        match await self._store.run(CREATE, self._keys_of(generation), args):
+        match await self._confirmer.run(CREATE, self._keys_of(generation), args):
             case [b"created", created]:
                 pass
             case [b"exists", known, created]:
@@ -154,7 +160,7 @@ class Records:
         when that worker writes no end for `CANCEL_GRACE_MS`, this same call, repeated by anyone, does.
         """
         args: list[Arg] = [reason.value, CANCEL_GRACE_MS, jump(), self._keys.live(record.id)]
-        match await self._store.pipe(CANCEL, self._keys_of(record.id), args):
+        match await self._confirmed_if_possible(CANCEL, record, args):
             case [b"requested"]:
                 return CancelOutcome.REQUESTED
             case [b"cancelled", _]:
@@ -170,7 +176,7 @@ class Records:
     async def delete(self, record: Record) -> None:
         """Erase prompt and log. A worker that still writes is fenced; the id answers 410 from here on."""
         args: list[Arg] = [round(self._settings.tombstone_seconds * 1000), self._keys.live(record.id)]
-        await self._store.pipe(DELETE, self._keys_of(record.id), args)
+        await self._confirmed_if_possible(DELETE, record, args)
         await self._store.remove(self._keys.index(record.tenant), [record.id])
         await self._queue.drop([Hint(record.id, record.tenant, record.priority)])
 
@@ -213,6 +219,14 @@ class Records:
             cancel_requested=bool(raw.get("cancel")),
             failure=FailureCode(raw["failure"]) if "failure" in raw else None,
         )
+
+    async def _confirmed_if_possible(self, script: Script, record: Record, args: Sequence[Arg]) -> Reply:
+        """A write that stands even if its confirmation falls short: it is done, and said so in the log."""
+        try:
+            return await self._confirmer.run(script, self._keys_of(record.id), args)
+        except NotReplicated as short:
+            _log.warning("not_replicated", generation=record.id, what=script.name, detail=str(short))
+            return short.reply
 
     def _keys_of(self, generation: str) -> list[str]:
         return [self._keys.record(generation), self._keys.log(generation), self._keys.request(generation)]

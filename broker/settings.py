@@ -56,6 +56,11 @@ class Settings(BaseSettings):
     )
 
     store_timeout_seconds: float = Field(5.0, gt=0, description="Longest wait for one answer of Redis.")
+    wait_replicas: int = Field(
+        0, ge=0, description="Replicas that must have a job before it is accepted (WAIT); 0 does not wait."
+    )
+    wait_aof: bool = Field(False, description="Wait until the append-only file is synced, too (WAITAOF, Redis 7.2).")
+    wait_ms: int = Field(1000, ge=1, description="Longest wait for replicas and the file; then 503, and try again.")
     store_connections: int = Field(64, ge=2, description="Connections a process keeps for commands.")
 
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body; larger ones get 413.")

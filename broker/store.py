@@ -11,6 +11,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
+from weakref import WeakSet
 
 from redis.exceptions import RedisError
 
@@ -56,6 +57,7 @@ class Store:
         self._timeout = settings.store_timeout_seconds
         self._wires: dict[Address, Wire] = {}
         self._opening: dict[Address, asyncio.Task[Wire]] = {}
+        self._opened: WeakSet[Wire] = WeakSet()
         self._blocking: Wire | None = None
         self._breaks: dict[Address, float] = {}
         self._on_return: list[Callable[[], None]] = []
@@ -215,14 +217,16 @@ class Store:
         on_push: Callable[[list[Reply]], None] | None = None,
         on_close: Callable[[Wire], None] | None = None,
     ) -> Wire:
-        """A new pipelined connection; the caller closes it."""
-        return await Wire.open(
+        """A new pipelined connection; closed with the store, if not before."""
+        wire = await Wire.open(
             address,
             self._topology.credentials,
             timeout=timeout or self._timeout,
             on_push=on_push,
             on_close=on_close,
         )
+        self._opened.add(wire)
+        return wire
 
     def on_return(self, call: Callable[[], None]) -> None:
         """Call this whenever a server answers again after a break."""
@@ -235,7 +239,7 @@ class Store:
     async def aclose(self) -> None:
         """Close every connection."""
         self._closed = True
-        for wire in [*self._wires.values(), *([self._blocking] if self._blocking else [])]:
+        for wire in list(self._opened):
             wire.close()
         await self._topology.aclose()
 

@@ -148,11 +148,6 @@ class Tail:
             group.create_task(self._subscribe_loop(group))
             group.create_task(self._check_loop())
 
-    async def aclose(self) -> None:
-        """Close the subscription connections."""
-        for wire in self._wires.values():
-            wire.close()
-
     async def _subscribe_loop(self, group: asyncio.TaskGroup) -> None:
         while True:
             channel = await self._lost.get()

@@ -22,7 +22,6 @@ async def tail(kit: Kit) -> AsyncIterator[Tail]:
     yield tail
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    await tail.aclose()
 
 
 async def write(kit: Kit, lease: Lease, count: int, *, pause: float = 0.0) -> None:
