@@ -7,6 +7,7 @@ leaves something that expires by itself. Accepted means: the last step is done.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -31,7 +32,7 @@ _log = structlog.get_logger("legato.broker")
 CANCEL_GRACE_MS: Final = 2000
 
 #: Index entries fetched at once while listing, and how many are looked at for one answer at most.
-_LIST_STEP: Final = 100
+_LIST_STEP: Final = 50
 _LIST_MOST: Final = 2000
 
 
@@ -135,21 +136,22 @@ class Records:
         index = self._keys.index(tenant)
         found: list[Record] = []
         looked, below = 0, cursor
-        while len(found) < limit and looked < _LIST_MOST:
+        while looked < _LIST_MOST:
             ids = await self._store.range_descending(index, below, _LIST_STEP)
-            stale = []
-            for generation in ids:
-                below, looked = generation, looked + 1
-                record = await self._find(generation)
-                if record is None:
-                    stale.append(generation)
-                elif record.state is not State.DELETED and _matches(record, state, thread, failure):
-                    found.append(record)
-                    if len(found) == limit:
-                        break
+            looked += len(ids)
+            records = await asyncio.gather(*(self._find(generation) for generation in ids))
+            stale = [generation for generation, record in zip(ids, records, strict=True) if record is None]
             if stale:
                 await self._store.remove(index, stale)
-            if len(ids) < _LIST_STEP and (not ids or below == ids[-1]):
+            for generation, record in zip(ids, records, strict=True):
+                below = generation
+                if record is None or record.state is State.DELETED:
+                    continue
+                if _matches(record, state, thread, failure):
+                    found.append(record)
+                    if len(found) == limit:
+                        return Listing(records=found, next_cursor=below)
+            if len(ids) < _LIST_STEP:
                 return Listing(records=found, next_cursor=None)
         return Listing(records=found, next_cursor=below)
 
@@ -195,7 +197,7 @@ class Records:
         return adopted
 
     async def _find(self, generation: str) -> Record | None:
-        now, *flat = await self._store.run(RECORD, [self._keys.record(generation)], [])
+        now, *flat = await self._store.pipe(RECORD, [self._keys.record(generation)], [])
         if not flat:
             return None
         raw = {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}

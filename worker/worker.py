@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
+from contextlib import suppress
 from typing import Final
 
 import structlog
@@ -209,14 +210,19 @@ class Worker:
                 writer.ask()
 
     async def _let_go(self) -> None:
-        """Wait for what runs; hand over what is left when the time to drain is over."""
+        """Wait for what runs; hand over what is left when the time to drain is over. A store that is away cannot keep
+        the process: after a lease everything here is somebody else's anyway."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._settings.drain_seconds)
         for run, _ in list(self._runs.values()):
             run.hand_over()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        await self._keeper.first_checks()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.lease_seconds):
+                if self._tasks:
+                    await asyncio.wait(self._tasks)
+                await self._keeper.first_checks()
+        for task in self._tasks:
+            task.cancel()
 
     def _store_returned(self) -> None:
         """A server answers again after a break: what it holds may not be what it held."""
@@ -229,9 +235,9 @@ class Worker:
         self._tasks.discard(task)
         self._slot_free.set()
 
-    async def _unless_draining(self, waiting: object) -> None:
+    async def _unless_draining(self, waiting: Awaitable[object]) -> None:
         """Wait for something, or for the order to drain."""
-        sleeping = asyncio.ensure_future(waiting)  # type: ignore[call-overload]  # any awaitable
+        sleeping = asyncio.ensure_future(waiting)
         draining = asyncio.ensure_future(self._draining.wait())
         try:
             await asyncio.wait({sleeping, draining}, return_when=asyncio.FIRST_COMPLETED)
