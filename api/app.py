@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from api import generations, health, problem, submit
+from api import generations, health, metrics, problem, submit
 from api.edge import Edge
 from api.services import Services
 from api.stream import EventsRoute
@@ -24,6 +24,7 @@ def build(services: Services) -> ASGIApp:
     app.include_router(submit.router(services))
     app.include_router(generations.router(services))
     app.include_router(health.router(services))
+    app.include_router(metrics.router(services))
     events = Route(
         "/v1/generations/{generation}/events", EventsRoute(services), methods=["GET", "HEAD"], include_in_schema=False
     )

@@ -20,6 +20,7 @@ from broker.records import CANCEL_GRACE_MS, CancelOutcome, Records
 from broker.settings import Settings
 from broker.store import Store
 from broker.tail import Tail
+from broker.totals import Totals
 
 _log = structlog.get_logger("legato.api")
 
@@ -41,6 +42,8 @@ class Services:
         self.records = Records(store, self.queue)
         self.tail = Tail(store)
         self.presence = Presence(store)
+        self.totals = Totals(store)
+        self.viewers = 0
         self.draining = False
         self._fault_since: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()

@@ -141,7 +141,11 @@ async def serve(
         await send({"type": "http.response.body", "body": b""})
         return
     viewer = Viewer(services, begin, framing)
-    await send_body(scope, receive, send, viewer.chunks(), framing=framing, viewer=viewer, headers=headers)
+    services.viewers += 1
+    try:
+        await send_body(scope, receive, send, viewer.chunks(), framing=framing, viewer=viewer, headers=headers)
+    finally:
+        services.viewers -= 1
 
 
 async def send_body(

@@ -29,6 +29,7 @@ The queue, tag `{queue}` (broker.queue); it holds hints, never leases:
     p:{queue}:later  zset    hints in flight or delayed; score = when to look again, ms of the server's clock
     p:{queue}:tags   hash    "<class>:<tenant>" -> finish tag of the tenant's last hint in that class
     p:{queue}:clock  hash    virtual time of each class, and the turn between the classes
+    p:{queue}:totals hash    counters over all processes, for /metrics; worker writes, API reads
     p:{queue}:wake   list    one token a hint that a sleeping worker should fetch
 """
 
@@ -87,6 +88,9 @@ class Keys:
 
     def clock(self) -> str:
         return f"{self.prefix}:{{queue}}:clock"
+
+    def totals(self) -> str:
+        return f"{self.prefix}:{{queue}}:totals"
 
     def wake(self) -> str:
         return f"{self.prefix}:{{queue}}:wake"

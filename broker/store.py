@@ -136,7 +136,7 @@ class Store:
             found = await self._topology.commands.zrevrangebylex(key, top, "-", start=0, num=count)
         except (RedisError, OSError, TimeoutError) as exc:
             raise translate(exc) from exc
-        return [member if isinstance(member, str) else member.decode() for member in found]
+        return [_text(member) for member in found]
 
     async def add_to_index(self, key: str, member: str) -> None:
         """Put a member into an index."""
@@ -161,6 +161,21 @@ class Store:
             return sum(await pipeline.execute())
         except (RedisError, OSError, TimeoutError) as exc:
             raise translate(exc) from exc
+
+    async def add_to_counter(self, key: str, name: str, amount: int) -> None:
+        """Raise one counter of a hash."""
+        try:
+            await self._topology.commands.hincrby(key, name, amount)
+        except (RedisError, OSError, TimeoutError) as exc:
+            raise translate(exc) from exc
+
+    async def counters(self, key: str) -> dict[str, int]:
+        """All counters of a hash."""
+        try:
+            found = await self._topology.commands.hgetall(key)
+        except (RedisError, OSError, TimeoutError) as exc:
+            raise translate(exc) from exc
+        return {_text(name): int(value) for name, value in found.items()}
 
     async def scan(self, pattern: str) -> AsyncIterator[str]:
         """Every key that matches, in small steps."""
@@ -276,6 +291,10 @@ class Store:
 def jump() -> int:
     """By how much an epoch rises beyond one when claims may have been lost."""
     return random.randrange(*_JUMP)
+
+
+def _text(value: bytes | str) -> str:
+    return value if isinstance(value, str) else value.decode()
 
 
 def _retrieve(future: asyncio.Future[Reply]) -> None:

@@ -15,12 +15,14 @@ from typing import Final
 import structlog
 
 from broker.errors import Closed, Fenced, StoreError, StoreUnavailable
+from broker.events import DELTA_FIELDS, CancelReason
 from broker.lease import Busy, Ended, Lease, Leases, Lost, Missing, Renewed, new_owner
 from broker.log import Log
 from broker.queue import Hint, Queue
 from broker.records import Records
 from broker.settings import Settings
 from broker.store import Store
+from broker.totals import Total, Totals
 from worker.keeper import Keeper
 from worker.providers.base import Provider
 from worker.pulse import Pulse
@@ -50,6 +52,7 @@ class Worker:
         self._records = Records(store, self._queue)
         self._log = Log(store)
         self._leases = Leases(store)
+        self._totals = Totals(store)
         self._providers = providers
         self._settings = settings
         self._pulse = Pulse(tolerance=settings.lease_seconds)
@@ -175,15 +178,30 @@ class Worker:
             match result.outcome:
                 case Outcome.ENDED:
                     await self._queue.drop([hint])
+                    await self._count_end(run)
                 case Outcome.RETRY:
                     await self._queue.look_again([hint], result.delay_ms)
+                    await self._totals.add(Total.RETRIED)
                 case Outcome.HANDED_OVER:
                     await self._queue.look_again([hint], 0)
+                    await self._totals.add(Total.HANDED_OVER)
                 case Outcome.LOST:
                     pass
         except StoreError as exc:
             # The hint in flight comes back by itself; the claim will see what has become of the generation.
             _log.warning("queue_unavailable", error=str(exc))
+
+    async def _count_end(self, run: Run) -> None:
+        writer = run.writer
+        if writer is None:
+            return
+        end = writer.entries[-1].field.decode()
+        await self._totals.add(Total(f"ended_{end}"))
+        if end == "cancelled" and writer.cancel_reason is CancelReason.ABANDONED:
+            await self._totals.add(Total.ABANDONED)
+            limit = run.lease.request.max_output_tokens or 0
+            written = sum(entry.field in DELTA_FIELDS for entry in writer.entries)
+            await self._totals.add(Total.TOKENS_UNSPENT, max(0, limit - written))
 
     async def _renew(self, run: Run) -> None:
         writer = run.writer
