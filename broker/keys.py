@@ -29,6 +29,7 @@ The queue, tag `{queue}` (broker.queue); it holds hints, never leases:
     p:{queue}:later  zset    hints in flight or delayed; score = when to look again, ms of the server's clock
     p:{queue}:tags   hash    "<class>:<tenant>" -> finish tag of the tenant's last hint in that class
     p:{queue}:clock  hash    virtual time of each class, and the turn between the classes
+    p:{queue}:sweeper string whose turn it is to look through everything; TTL of one turn
     p:{queue}:totals hash    counters over all processes, for /metrics; worker writes, API reads
     p:{queue}:wake   list    one token a hint that a sleeping worker should fetch
 """
@@ -66,6 +67,13 @@ class Keys:
     def records_pattern(self) -> str:
         """For SCAN: the records of all generations."""
         return f"{self.prefix}:{{gen_*}}:record"
+
+    def indexes_pattern(self) -> str:
+        """For SCAN: the indexes of all tenants."""
+        return f"{self.prefix}:{{t:*}}:index"
+
+    def sweeper(self) -> str:
+        return f"{self.prefix}:{{queue}}:sweeper"
 
     def generation_of_record(self, key: str) -> str:
         """The inverse of `record`."""

@@ -35,6 +35,10 @@ CANCEL_GRACE_MS: Final = 2000
 _LIST_STEP: Final = 50
 _LIST_MOST: Final = 2000
 
+#: A sweep looks at so many records at once, and pauses so many seconds in between.
+_SWEEP_STEP: Final = 100
+_SWEEP_PACE: Final = 0.1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
@@ -52,6 +56,14 @@ class Listing:
 
     records: list[Record]
     next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swept:
+    """What a sweep found: hints put back, index entries forgotten."""
+
+    orphans: int
+    stale: int
 
 
 class CancelOutcome(Enum):
@@ -189,12 +201,36 @@ class Records:
             return False
         return await self._queue.add(Hint(record.id, record.tenant, record.priority))
 
-    async def adopt_orphans(self) -> int:
-        """Look through every record, in small steps, for hints that the queue has lost; returns how many."""
-        adopted = 0
+    async def sweep(self) -> Swept:
+        """Look through every record for hints that the queue has lost, and through every index for entries whose
+        record is gone. Slow on purpose (`_SWEEP_PACE`), and by one process at a time."""
+        turn_ms = round(self._settings.sweep_seconds * 1000)
+        if not await self._store.take_turn(self._keys.sweeper(), turn_ms):
+            return Swept(orphans=0, stale=0)
+        orphans = stale = 0
+        keys: list[str] = []
         async for key in self._store.scan(self._keys.records_pattern()):
-            adopted += await self.adopt_orphan(self._keys.generation_of_record(key))
-        return adopted
+            keys.append(self._keys.generation_of_record(key))
+            if len(keys) == _SWEEP_STEP:
+                orphans += await self._adopt_all(keys)
+                keys = []
+        orphans += await self._adopt_all(keys)
+        async for index in self._store.scan(self._keys.indexes_pattern()):
+            below = ""
+            while ids := await self._store.range_descending(index, below, _SWEEP_STEP):
+                below = ids[-1]
+                records = await asyncio.gather(*(self._find(generation) for generation in ids))
+                gone = [generation for generation, record in zip(ids, records, strict=True) if record is None]
+                if gone:
+                    await self._store.remove(index, gone)
+                    stale += len(gone)
+                await asyncio.sleep(_SWEEP_PACE)
+        return Swept(orphans=orphans, stale=stale)
+
+    async def _adopt_all(self, generations: Sequence[str]) -> int:
+        adopted = await asyncio.gather(*(self.adopt_orphan(generation) for generation in generations))
+        await asyncio.sleep(_SWEEP_PACE)
+        return sum(adopted)
 
     async def _find(self, generation: str) -> Record | None:
         now, *flat = await self._store.pipe(RECORD, [self._keys.record(generation)], [])

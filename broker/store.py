@@ -177,6 +177,13 @@ class Store:
             raise translate(exc) from exc
         return {_text(name): int(value) for name, value in found.items()}
 
+    async def take_turn(self, key: str, milliseconds: int) -> bool:
+        """Whether this process may do, for so long, what only one should do at a time."""
+        try:
+            return bool(await self._topology.commands.set(key, "1", nx=True, px=milliseconds))
+        except (RedisError, OSError, TimeoutError) as exc:
+            raise translate(exc) from exc
+
     async def scan(self, pattern: str) -> AsyncIterator[str]:
         """Every key that matches, in small steps."""
         try:

@@ -10,7 +10,6 @@ window's) clears the window and wakes the viewers, and the log decides. Nothing 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -18,6 +17,7 @@ from typing import Final
 
 import msgpack
 
+from broker.backoff import Backoff
 from broker.errors import StoreError
 from broker.events import Entry
 from broker.store import Store
@@ -26,10 +26,6 @@ from broker.wire import Address, Reply, Wire
 
 #: How often the last entry of a quiet log is compared with its window.
 _CHECK_SECONDS: Final = 1.0
-
-#: Delays between attempts to subscribe again: random up to a bound that doubles.
-_RETRY_FIRST: Final = 0.05
-_RETRY_MOST: Final = 1.0
 
 
 class Topic:
@@ -155,14 +151,13 @@ class Tail:
 
     async def _subscribe(self, channel: str) -> None:
         """Subscribe one topic, however long that takes; one channel a command (two slots in one are refused)."""
-        delay = _RETRY_FIRST
+        backoff = Backoff(first=0.05, most=1.0)
         while (topic := self._topics.get(channel)) is not None:
             try:
                 address = await self._store.locate(self._keys.log(topic.generation))
                 wire = await self._wire(address)
             except StoreError:
-                await asyncio.sleep(random.uniform(0, delay))
-                delay = min(delay * 2, _RETRY_MOST)
+                await asyncio.sleep(backoff.next())
                 continue
             if self._topics.get(channel) is topic:
                 self._served_by[channel] = wire

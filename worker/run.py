@@ -17,6 +17,7 @@ from enum import Enum
 import orjson
 import structlog
 
+from broker.backoff import until_available
 from broker.errors import LeaseLost, ProviderError
 from broker.events import (
     Cancelled,
@@ -105,8 +106,8 @@ class Run:
         self._stop_producing()
 
     async def execute(self) -> Result:
-        """Run to an end, of whatever kind. Raises `StoreUnavailable` only before anything was written."""
-        inherited = await self._log.read_all(self.generation)
+        """Run to an end, of whatever kind. Raises `GenerationUnknown` or `GenerationExpired` when it is gone."""
+        inherited = await until_available(lambda: self._log.read_all(self.generation))
         writer = self.writer = Writer(
             self._lease,
             inherited,
@@ -146,7 +147,7 @@ class Run:
         if retry is None:
             writer.add(Status(phase="waiting", detail={"reason": "handed_over"}))
         await writer.flushed()
-        released = await self._leases.release(writer.lease, failed_attempt=retry is not None)
+        released = await until_available(lambda: self._leases.release(writer.lease, failed_attempt=retry is not None))
         if not released:
             return Result(Outcome.LOST)
         if retry is None:

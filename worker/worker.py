@@ -14,9 +14,10 @@ from typing import Final
 
 import structlog
 
-from broker.errors import Closed, Fenced, StoreError, StoreUnavailable
+from broker.backoff import Backoff
+from broker.errors import Closed, Fenced, GenerationExpired, GenerationUnknown, StoreError, StoreUnavailable
 from broker.events import DELTA_FIELDS, CancelReason
-from broker.lease import Busy, Ended, Lease, Leases, Lost, Missing, Renewed, new_owner
+from broker.lease import Busy, ClaimAnswer, Ended, Lease, Leases, Lost, Missing, Renewed, new_owner
 from broker.log import Log
 from broker.queue import Hint, Queue
 from broker.records import Records
@@ -40,8 +41,8 @@ _TAKE_MOST: Final = 16
 _POLL_SECONDS: Final = 0.7
 _TICK_SECONDS: Final = 0.2
 
-_RETRY_FIRST: Final = 0.1
-_RETRY_MOST: Final = 2.0
+#: Seconds after which a claim whose answer was lost is asked for again.
+_CLAIM_PAUSES: Final = (0.05, 0.3)
 
 
 class Worker:
@@ -84,7 +85,7 @@ class Worker:
 
     async def claim_loop(self) -> None:
         """Take hints while there is room; sleep until one is added, or due."""
-        delay = _RETRY_FIRST
+        backoff = Backoff(first=0.1, most=2.0)
         while not self._draining.is_set():
             free = self._settings.worker_concurrency - len(self._tasks)
             if free <= 0:
@@ -98,11 +99,10 @@ class Worker:
                 if not taken.hints:
                     due = _IDLE_SECONDS if taken.next_due_ms is None else taken.next_due_ms / 1000
                     await self._unless_draining(self._queue.wait(min(due, _IDLE_SECONDS)))
-                delay = _RETRY_FIRST
+                backoff.reset()
             except StoreError as exc:
                 _log.warning("queue_unavailable", error=str(exc))
-                await self._unless_draining(asyncio.sleep(random.uniform(0, delay)))
-                delay = min(delay * 2, _RETRY_MOST)
+                await self._unless_draining(asyncio.sleep(backoff.next()))
 
     async def renew_loop(self) -> None:
         """Renew every lease well before its time, and poll for cancels where no append brings the answer."""
@@ -129,18 +129,19 @@ class Worker:
         return now - run.renewed_at >= term or now - max(run.writer.answered_at, run.renewed_at) >= _POLL_SECONDS
 
     async def sweep_loop(self) -> None:
-        """Now and then, put back hints that the queue has lost."""
+        """Now and then, put back hints that the queue has lost, and forget what has expired."""
         while True:
             await asyncio.sleep(self._settings.sweep_seconds * random.uniform(0.5, 1.5))
             try:
-                if adopted := await self._records.adopt_orphans():
-                    _log.warning("hints_restored", count=adopted)
+                swept = await self._records.sweep()
             except StoreError as exc:
                 _log.warning("sweep_failed", error=str(exc))
+                continue
+            if swept.orphans or swept.stale:
+                _log.info("swept", orphans=swept.orphans, stale=swept.stale)
 
     async def _consider(self, hint: Hint) -> None:
-        owner = new_owner()
-        match await self._leases.claim(hint.generation, owner=owner):
+        match await self._claim(hint.generation):
             case Lease() as lease:
                 run = Run(
                     lease,
@@ -159,12 +160,21 @@ class Worker:
             case Ended() | Missing():
                 await self._queue.drop([hint])
 
+    async def _claim(self, generation: str) -> ClaimAnswer:
+        """Claim, and ask again where the answer was lost: the same owner gets the same answer."""
+        owner = new_owner()
+        for pause in _CLAIM_PAUSES:
+            try:
+                return await self._leases.claim(generation, owner=owner)
+            except StoreUnavailable:
+                await asyncio.sleep(pause)
+        return await self._leases.claim(generation, owner=owner)
+
     async def _supervise(self, run: Run, hint: Hint) -> None:
         _log.info("generation_claimed", generation=hint.generation, epoch=run.lease.epoch, attempt=run.lease.attempt)
         try:
             result = await run.execute()
-        except StoreUnavailable:
-            # Nothing was written; the hint comes back when the lease is over.
+        except (GenerationUnknown, GenerationExpired):
             result = Result(Outcome.LOST)
         except Exception as exc:  # noqa: BLE001 - one run's defect must not take the others with it
             _log.error("run_defect", generation=hint.generation, error=repr(exc)[:300])

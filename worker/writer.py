@@ -15,12 +15,12 @@ since the store's last good answer, and that answer is not old.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable
 from typing import Final
 
 from broker import errors
 from broker import log as answers
+from broker.backoff import Backoff
 from broker.errors import StoreUnavailable
 from broker.events import Cancelled, CancelReason, Completed, Entry, Event, Reset, decode, encode
 from broker.lease import Ended, Lease, Leases, Missing, new_owner
@@ -34,10 +34,6 @@ _ROOM_BYTES: Final = 1024 * 1024
 
 #: What an entry takes in memory besides its payload, about.
 _ENTRY_BYTES: Final = 200
-
-#: Delays while the store is away: random up to a bound that doubles.
-_RETRY_FIRST: Final = 0.05
-_RETRY_MOST: Final = 2.0
 
 
 class Writer:
@@ -135,7 +131,7 @@ class Writer:
 
     async def run(self) -> None:
         """Append what is added, until a terminal event is stored."""
-        delay = _RETRY_FIRST
+        backoff = Backoff(first=0.05, most=2.0)
         while True:
             while self._stored == len(self._entries) and not self._asking:
                 if self._stored and self._entries[-1].is_terminal:
@@ -149,10 +145,9 @@ class Writer:
                 raise self._lost
             try:
                 await self._append()
-                delay = _RETRY_FIRST
+                backoff.reset()
             except StoreUnavailable:
-                await asyncio.sleep(random.uniform(0, delay))
-                delay = min(delay * 2, _RETRY_MOST)
+                await asyncio.sleep(backoff.next())
 
     async def _append(self) -> None:
         batch = self._next_batch()

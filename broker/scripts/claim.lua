@@ -41,6 +41,9 @@ if owner ~= ARGV[1] or owner == '' then
   redis.call('HSET', record, 'epoch', string.format('%.0f', epoch), 'owner', ARGV[1], 'state', 'running',
              'history', replid, 'attempt', string.format('%.0f', attempt), 'charge', '0')
   redis.call('HSETNX', record, 'started_ms', string.format('%.0f', now))
+  -- Whoever holds the lease decides what the log is: what the record remembered beyond its end is given up.
+  local tail = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
+  redis.call('HSET', record, 'head', tail[1] and tail[1][1] or '0-0')
 end
 redis.call('HSET', record, 'lease', string.format('%.0f', now + lease_ms))
 for i = 1, 3 do redis.call('PERSIST', KEYS[i]) end

@@ -3,11 +3,11 @@
 --
 -- KEYS  1 record    ARGV  1 epoch  2 owner  3 state: queued or retrying  4 charge: '1' if the next claim is a new attempt
 -- Returns {released} {fenced, epoch} {ended, state} {gone}
--- The epoch stays: only a claim raises it, so the holder that released can write nothing more once somebody claimed.
+-- May be repeated. The epoch stays: only a claim raises it, so the holder that released can write nothing more once somebody claimed.
 local ENDED = {completed = true, failed = true, cancelled = true}
 local r = redis.call('HMGET', KEYS[1], 'epoch', 'owner', 'state')
 if not r[1] then return {'gone'} end
-if r[3] == 'deleted' or r[1] ~= ARGV[1] or r[2] ~= ARGV[2] then return {'fenced', r[1]} end
+if r[3] == 'deleted' or r[1] ~= ARGV[1] or (r[2] ~= ARGV[2] and r[2] ~= '') then return {'fenced', r[1]} end
 if ENDED[r[3]] then return {'ended', r[3]} end
 redis.call('HSET', KEYS[1], 'owner', '', 'lease', '0', 'state', ARGV[3], 'charge', ARGV[4])
 return {'released'}
