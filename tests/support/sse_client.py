@@ -209,6 +209,7 @@ class Stream:
         self.version = ""
         self.ending: Ending | None = None
         self.raw_bytes = 0
+        self.read_bytes = READ_BYTES  # most bytes of one read; may be changed on the way
         self.parser: SseParser | NdjsonParser = SseParser()
         self._method = method
         self._spoken = version
@@ -249,19 +250,19 @@ class Stream:
         self.socket.close()
         self.ending = Ending.CUT
 
-    def pieces(self, most: int = READ_BYTES) -> Iterator[bytes]:
+    def pieces(self) -> Iterator[bytes]:
         """The body, as it comes; `ending` tells afterwards how it ended."""
         while self.ending is None:
-            data, self._early = (self._early, b"") if self._early else (self._receive(most), b"")
+            data, self._early = (self._early, b"") if self._early else (self._receive(self.read_bytes), b"")
             piece = self._body.feed(data) if data else b""
             if self._body.done:
                 self.ending = Ending.CLEAN
             if piece:
                 yield piece
 
-    def frames(self, most: int = READ_BYTES) -> Iterator[Frame]:
-        """The body's events, as they come."""
-        for piece in self.pieces(most):
+    def frames(self) -> Iterator[Frame]:
+        """The body's events, as they come. Ask once: who drops the iterator loses what it has read."""
+        for piece in self.pieces():
             yield from self.parser.feed(piece)
 
     def rest(self) -> bytes:

@@ -230,6 +230,15 @@ class Stack:
         api.wait_ready()
         return api
 
+    def add_dev(self, data: Path) -> Api:
+        """All in one process, ready, with a store of its own on `data`, unless the stack has one."""
+        if not self.url:
+            self._environment.pop("LEGATO_REDIS_URL", None)
+        api = self._launch(Api, "dev", ["dev", "--port", "0", "--data", str(data)], {})
+        self.apis.append(api)
+        api.wait_ready()
+        return api
+
     def add_worker(self, environment: Mapping[str, str] | None = None) -> Process:
         """One more worker. It takes work as soon as it is up, which nobody needs to wait for."""
         worker = self._launch(Process, "worker", ["worker"], environment or {})
@@ -258,6 +267,10 @@ class Stack:
     def get(self, path: str, *, headers: Mapping[str, str] | None = None) -> Answer:
         """GET from the first API. Not for streams."""
         return request(self.urls[0], "GET", path, headers=headers)
+
+    def delete(self, path: str) -> Answer:
+        """DELETE at the first API."""
+        return request(self.urls[0], "DELETE", path)
 
     def status(self, generation: str) -> str:
         """What `GET /v1/generations/{id}` says."""
