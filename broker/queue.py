@@ -77,8 +77,10 @@ class Queue:
         return await self._store.pop(self._wake, seconds)
 
     async def look_again(self, hints: Sequence[Hint], delay_ms: int) -> None:
-        """Look at these again in `delay_ms`: their lease was renewed, they are busy, or a retry waits."""
-        await self._store.pipe(LATER, [self._later, *self._both], [delay_ms, *(hint.encode() for hint in hints)])
+        """Look at these again in `delay_ms`: their lease was renewed, they are busy, or a retry waits. With 0 a
+        sleeping worker is woken for each."""
+        keys = [self._later, *self._both, self._wake]
+        await self._store.pipe(LATER, keys, [delay_ms, *(hint.encode() for hint in hints)])
 
     async def drop(self, hints: Sequence[Hint]) -> None:
         """Forget hints whose generations have ended."""

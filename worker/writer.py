@@ -131,7 +131,7 @@ class Writer:
 
     async def run(self) -> None:
         """Append what is added, until a terminal event is stored."""
-        backoff = Backoff(first=0.05, most=2.0)
+        backoff = Backoff(first=0.05, most=1.0)
         while True:
             while self._stored == len(self._entries) and not self._asking:
                 if self._stored and self._entries[-1].is_terminal:
