@@ -25,6 +25,10 @@ from cli.logs import configure
 from worker.__main__ import work
 
 
+#: The lease of `legato dev`, unless the environment says otherwise.
+_DEV_LEASE_SECONDS = 3.0
+
+
 @click.command()
 @click.option("--port", default=8700, show_default=True, help="Port on 127.0.0.1; 0 picks a free one.")
 @click.option(
@@ -39,6 +43,9 @@ def dev(port: int, data: Path) -> None:
     settings = load_settings()
     if "sim" not in settings.providers:
         settings = settings.model_copy(update={"providers": ("sim", *settings.providers)})
+    if "lease_seconds" not in settings.model_fields_set:
+        # One process that is restarted often: what it held should not wait long for it.
+        settings = settings.model_copy(update={"lease_seconds": _DEV_LEASE_SECONDS})
     configure(settings.log_level)
     listener = _bind("127.0.0.1", port)
     with _embedded(settings.redis_url, data) as url:
