@@ -24,7 +24,6 @@ from broker.settings import Settings
 from cli.logs import configure
 from worker.__main__ import work
 
-
 #: The lease of `legato dev`, unless the environment says otherwise.
 _DEV_LEASE_SECONDS = 3.0
 
