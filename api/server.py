@@ -44,11 +44,13 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self.scope[RESET] = self._reset  # type: ignore[typeddict-unknown-key]  # a key of ours
 
-    async def _reset(self) -> None:
+    async def _reset(self, *, flush: bool) -> None:
+        """Reset the connection, after what was written has gone out if `flush`."""
         transport = self.transport
-        while not transport.is_closing() and transport.get_write_buffer_size():
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.05)  # what the kernel holds goes out before the reset
+        if flush:
+            while not transport.is_closing() and transport.get_write_buffer_size():
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)  # what the kernel holds goes out before the reset
         connection: Any = transport.get_extra_info("socket")
         if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)

@@ -178,7 +178,9 @@ async def send_body(
         else:
             await _end_incompletely(scope)
     except TimeoutError:
-        await _end_incompletely(scope)
+        # It takes nothing: what is buffered for it would keep an ordinary close waiting for as long as TCP does.
+        if (reset := scope.get(RESET)) is not None:
+            await reset(flush=False)
     except asyncio.CancelledError:
         if not leaving.done():
             raise  # somebody else's cancellation: the server is stopping
@@ -202,4 +204,4 @@ async def _end_incompletely(scope: Scope) -> None:
     """Return without the last chunk: the server closes the connection. A reader that cannot see a missing chunk has
     its connection reset, once what was sent is out."""
     if scope["http_version"] == "1.0" and (reset := scope.get(RESET)) is not None:
-        await reset()
+        await reset(flush=True)
