@@ -19,6 +19,7 @@ def build(services: Services) -> ASGIApp:
         summary="A generated text arrives whole, whatever breaks.",
         version="1",
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would repeat the query, and with it tokens
     )
     problem.install(app)
     app.include_router(submit.router(services))

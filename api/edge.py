@@ -7,6 +7,7 @@ from typing import Final
 import structlog
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from api.problem import Problem, allowed_methods
@@ -69,6 +70,8 @@ class Edge:
             await self._app(scope, receive_bounded, send_noting)
         except Problem as problem:
             await problem(scope, receive, send_with_cors)
+        except ClientDisconnect:
+            return  # it left while it was sending: nobody to answer
         except Exception as exc:  # noqa: BLE001 - the last one to see it: one line in the log, never a traceback
             _log.error("request_failed", path=scope["path"], error=repr(exc)[:300])
             if not started:

@@ -97,7 +97,13 @@ def merged(entries: Iterable[Entry]) -> list[tuple[str, bytes, bytes]]:
 
 
 def open_data(
-    *, generation: str, verdict: str | None, cursor: str, head: str | None, status: str | None, attempt: int | None
+    *,
+    generation: str | None,
+    verdict: str | None,
+    cursor: str,
+    head: str | None,
+    status: str | None,
+    attempt: int | None,
 ) -> bytes:
     """The data of `open`: what the reader gets, and why."""
     data: Json = {

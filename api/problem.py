@@ -12,6 +12,7 @@ from typing import Final
 
 import orjson
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -124,6 +125,19 @@ def install(app: FastAPI) -> None:
             return _response(Problem(405, "method_not_allowed", detail, headers={"Allow": allowed}))
         return _response(Problem(exc.status_code, "http_error", str(exc.detail)))
 
+    async def bad_query(_: Request, exc: Exception) -> Response:
+        assert isinstance(exc, RequestValidationError)  # noqa: S101
+        fields = tuple(
+            FieldError(".".join(str(part) for part in item["loc"][1:]), str(item["msg"])) for item in exc.errors()
+        )
+        named = ", ".join(item.field for item in fields)
+        return _response(Problem(400, "invalid_query", f"not right in the query: {named}", fields=fields))
+
+    async def unexpected(_: Request, exc: Exception) -> Response:
+        return _response(Problem(500, "internal", "something went wrong here, and has been logged"))
+
+    app.add_exception_handler(Exception, unexpected)
+    app.add_exception_handler(RequestValidationError, bad_query)
     app.add_exception_handler(errors.LegatoError, legato_error)
     app.add_exception_handler(Problem, problem)
     app.add_exception_handler(HTTPException, http_error)

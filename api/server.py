@@ -13,6 +13,7 @@ import gc
 import logging
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -24,7 +25,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.app import build
 from api.services import Services
-from api.stream import RESET
+from api.stream import CONNECTION
 from broker.errors import StoreUnavailable
 from broker.settings import Settings
 
@@ -37,14 +38,26 @@ _STOP_SECONDS: Final = 5
 _LINGER_ZERO: Final = struct.pack("ii", 1, 0)
 
 
+#: The kernel takes no more than this of what a reader has not yet got: a slow one then makes steady progress in our
+#: eyes too (the kernel would take megabytes, and ask for more only when a third of that has gone), and holds less.
+_UNSENT_BYTES: Final = 64 * 1024
+_NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else 0)
+
+
 class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 protocol, with a way to reset the connection."""
+    """uvicorn's HTTP/1.1 protocol; it hands the application its connection (`api.stream.Connection`)."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        connection: Any = transport.get_extra_info("socket")
+        if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6) and _NOTSENT_LOWAT:
+            connection.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, _UNSENT_BYTES)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope[RESET] = self._reset  # type: ignore[typeddict-unknown-key]  # a key of ours
+        self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]  # a key of ours
 
-    async def _reset(self, *, flush: bool) -> None:
+    async def reset(self, *, flush: bool) -> None:
         """Reset the connection, after what was written has gone out if `flush`."""
         transport = self.transport
         if flush:
@@ -55,6 +68,11 @@ class Protocol(HttpToolsProtocol):
         if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
         transport.abort()
+
+    def end_of_body_is_close(self) -> None:
+        """uvicorn would send chunks, which HTTP/1.0 does not know; it may as well wait for a length never reached."""
+        self.cycle.chunked_encoding = False
+        self.cycle.expected_content_length = sys.maxsize
 
 
 class _CutsAreNoErrors(logging.Filter):
@@ -78,7 +96,14 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._services.drain()
+        # Streams have left by then; what still hangs on is blocked by a reader that takes nothing.
+        asyncio.get_running_loop().call_later(_STOP_SECONDS - 1, self._let_go)
         await super().shutdown(sockets)
+
+    def _let_go(self) -> None:
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
 
 
 async def serve(url: str, settings: Settings, *, listener: socket.socket, stop: asyncio.Event) -> None:

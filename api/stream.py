@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
@@ -26,14 +26,29 @@ from broker.errors import GenerationUnknown, LegatoError, StoreError
 from broker.generation import is_id
 from broker.position import Position
 
-#: Where the server puts its function that resets the connection (see api.server).
-RESET: Final = "legato.reset"
+#: Where the server puts the `Connection` of a request (see api.server). Under another server there is none.
+CONNECTION: Final = "legato.connection"
+
+#: Bytes handed to the server at once: the time to send is one for each, so who takes a little is never cut.
+_PIECE_BYTES: Final = 16 * 1024
 
 STREAM_HEADERS: Final = [
     (b"cache-control", b"no-cache, no-store, no-transform"),
     (b"x-accel-buffering", b"no"),
     (b"vary", b"Accept, Origin"),
 ]
+
+
+class Connection(Protocol):
+    """What a stream needs to do with its connection that ASGI has no words for."""
+
+    async def reset(self, *, flush: bool) -> None:
+        """Reset it, after what was written has gone out if `flush`."""
+        ...
+
+    def end_of_body_is_close(self) -> None:
+        """The body has no length and no chunks: to be said before the response starts, to a reader of HTTP/1.0."""
+        ...
 
 
 class EventsRoute:
@@ -68,9 +83,7 @@ class EventsRoute:
         except StoreError as error:
             if not names_sse(headers):
                 raise
-            await send_body(
-                scope, receive, send, once(fault(services, framing, generation, cursor, error)), framing=framing
-            )
+            await FaultResponse(services, framing, generation, cursor, error)(scope, receive, send)
             return
         await serve(services, begin, framing, scope, receive, send)
 
@@ -96,6 +109,22 @@ class StreamResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services, begin, framing = self._arguments
         await serve(services, begin, framing, scope, receive, send, headers=self._extra)
+
+
+class FaultResponse(Response):
+    """What a reader of SSE gets while the store is away: it would never come back after a 5xx."""
+
+    def __init__(
+        self, services: Services, framing: Framing, generation: str, cursor: str | None, error: LegatoError
+    ) -> None:
+        self._framing = framing
+        self._chunk = fault(services, framing, generation, cursor, error)
+        self._send_seconds = services.settings.send_timeout_seconds
+        self.background = None
+        self.status_code = 200
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_body(scope, receive, send, once(self._chunk), framing=self._framing, send_seconds=self._send_seconds)
 
 
 def cursor_of(headers: Headers, query: dict[str, str]) -> str | None:
@@ -143,7 +172,16 @@ async def serve(
     viewer = Viewer(services, begin, framing)
     services.viewers += 1
     try:
-        await send_body(scope, receive, send, viewer.chunks(), framing=framing, viewer=viewer, headers=headers)
+        await send_body(
+            scope,
+            receive,
+            send,
+            viewer.chunks(),
+            framing=framing,
+            send_seconds=services.settings.send_timeout_seconds,
+            viewer=viewer,
+            headers=headers,
+        )
     finally:
         services.viewers -= 1
 
@@ -155,11 +193,17 @@ async def send_body(
     chunks: AsyncIterator[bytes],
     *,
     framing: Framing,
+    send_seconds: float,
     viewer: Viewer | None = None,
     headers: list[tuple[bytes, bytes]] | None = None,
 ) -> None:
-    """Send chunks until they end or the reader has gone. The body ends cleanly only if `viewer` has finished."""
+    """Send chunks until they end or the reader has gone. The body ends cleanly only if `viewer` has finished; else this
+    returns without the last chunk, and the server closes the connection."""
     answer = [(b"content-type", framing.media_type + b"; charset=utf-8"), *STREAM_HEADERS, *(headers or [])]
+    connection: Connection | None = scope.get(CONNECTION)
+    old = scope["http_version"] == "1.0"
+    if old and connection is not None and scope["method"] != "HEAD":
+        connection.end_of_body_is_close()
     await send({"type": "http.response.start", "status": 200, "headers": answer})
     if scope["method"] == "HEAD":
         await send({"type": "http.response.body", "body": b""})
@@ -168,19 +212,24 @@ async def send_body(
     assert task is not None  # noqa: S101 - a coroutine of a server runs in a task
     leaving = asyncio.ensure_future(_left(receive))
     leaving.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
-    seconds = viewer.send_timeout_seconds if viewer else None
     try:
         async for chunk in chunks:
-            async with asyncio.timeout(seconds):
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        if viewer is not None and viewer.finished:
-            await send({"type": "http.response.body", "body": b""})
-        else:
-            await _end_incompletely(scope)
+            for start in range(0, len(chunk), _PIECE_BYTES):
+                async with asyncio.timeout(send_seconds):
+                    piece = chunk[start : start + _PIECE_BYTES]
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+        finished = viewer is not None and viewer.finished
+        async with asyncio.timeout(send_seconds):
+            if old and connection is not None:
+                # Nothing more to say: this reader's end is the connection's, a plain close or a reset.
+                if not finished:
+                    await connection.reset(flush=True)
+            elif finished:
+                await send({"type": "http.response.body", "body": b""})
     except TimeoutError:
         # It takes nothing: what is buffered for it would keep an ordinary close waiting for as long as TCP does.
-        if (reset := scope.get(RESET)) is not None:
-            await reset(flush=False)
+        if connection is not None:
+            await connection.reset(flush=False)
     except asyncio.CancelledError:
         if not leaving.done():
             raise  # somebody else's cancellation: the server is stopping
@@ -198,10 +247,3 @@ async def _left(receive: Receive) -> None:
     """Return when the reader has closed its connection."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _end_incompletely(scope: Scope) -> None:
-    """Return without the last chunk: the server closes the connection. A reader that cannot see a missing chunk has
-    its connection reset, once what was sent is out."""
-    if scope["http_version"] == "1.0" and (reset := scope.get(RESET)) is not None:
-        await reset(flush=True)

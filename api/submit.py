@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import json
+import re
 from hashlib import sha256
 from typing import Annotated, Any, Literal, Self
 
 import orjson
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from starlette.responses import Response
 
 from api.auth import authenticate
 from api.frames import SSE
 from api.problem import FieldError, Problem
 from api.services import Services
-from api.stream import StreamResponse, cursor_of, names_sse
+from api.stream import FaultResponse, StreamResponse, cursor_of, names_sse
 from api.viewer import start
+from broker.errors import StoreError
 from broker.generation import Priority, Recovery
 from broker.generation import Request as Job
 
 _ROUTE = "POST /v1/generations"
+_METADATA_BYTES = 16 * 1024
+
+#: JSON deeper than this is refused: what reads it back (ours, the providers', the clients') gives up somewhere.
+_MOST_LEVELS = 64
+
+#: Numbers long enough that they may not fit 64 bits, which JSON in Python, JavaScript and Redis do not agree on.
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
 
 
 class _Strict(BaseModel):
@@ -84,11 +94,12 @@ class Submit(_Strict):
     ttl_seconds: Annotated[int, Field(ge=1, le=30 * 86_400)] = 3600
     metadata: dict[str, Any] = {}
 
-    @model_validator(mode="after")
-    def _small_metadata(self) -> Self:
-        if len(orjson.dumps(self.metadata)) > 16 * 1024:
-            raise ValueError("metadata is larger than 16 KiB")
-        return self
+    @field_validator("metadata")
+    @classmethod
+    def _small(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if len(orjson.dumps(value)) > _METADATA_BYTES:
+            raise ValueError("it is larger than 16 KiB")
+        return value
 
     def job(self) -> Job:
         """What the store keeps."""
@@ -144,13 +155,22 @@ def router(services: Services) -> APIRouter:
         if services.draining:
             raise Problem(503, "draining", "this server is stopping", headers={"Retry-After": "1"})
         fingerprint = sha256(_ROUTE.encode() + orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
-        accepted = await services.records.submit(tenant, wanted.job(), key=key, fingerprint=fingerprint)
+        returning = cursor is not None and names_sse(request.headers)
+        try:
+            accepted = await services.records.submit(tenant, wanted.job(), key=key, fingerprint=fingerprint)
+        except StoreError as error:
+            if not returning:
+                raise
+            return FaultResponse(services, SSE, "", cursor, error)
 
         headers = {"Location": f"/v1/generations/{accepted.id}"}
         if accepted.replayed:
             headers["Idempotent-Replayed"] = "true"
         if names_sse(request.headers):
-            begin = await start(services, tenant, accepted.id, cursor, snapshot=False)
+            try:
+                begin = await start(services, tenant, accepted.id, cursor, snapshot=False)
+            except StoreError as error:
+                return FaultResponse(services, SSE, accepted.id, cursor, error)
             raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
             return StreamResponse(services, begin, SSE, headers=raw)
         status = accepted.state.value
@@ -170,12 +190,44 @@ def router(services: Services) -> APIRouter:
 
 
 def parse(raw: bytes) -> Any:
-    """The body as JSON; 400 says where it is not."""
+    """The body as JSON; 400 says where it is not, 422 which field is too deep."""
     try:
-        return orjson.loads(raw)
+        body = orjson.loads(raw)
+        if _LONG_NUMBER.search(raw):
+            json.loads(raw, parse_int=_within_64_bits)
     except orjson.JSONDecodeError as exc:
         where = f"line {exc.lineno}, column {exc.colno}"
         raise Problem(400, "malformed_json", f"the body is not JSON in UTF-8: {exc.msg.lower()} ({where})") from exc
+    for name, value in body.items() if isinstance(body, dict) else ():
+        if _levels(value) > _MOST_LEVELS:
+            raise _wrong(FieldError(str(name), f"it is nested more than {_MOST_LEVELS} levels deep"))
+    return body
+
+
+def _within_64_bits(digits: str) -> int:
+    number = int(digits)
+    if not -(2**63) <= number < 2**64:
+        raise _wrong(FieldError("(body)", f"{digits[:24]}… does not fit 64 bits; send it as a string"))
+    return number
+
+
+def _levels(value: object) -> int:
+    """How deep JSON is nested, level by level: it may be deeper than the stack."""
+    depth, layer = 0, [value]
+    while layer and depth <= _MOST_LEVELS:
+        depth += 1
+        layer = [
+            item
+            for outer in layer
+            if isinstance(outer, dict | list)
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return depth
+
+
+def _wrong(*fields: FieldError) -> Problem:
+    named = ", ".join(dict.fromkeys(item.field for item in fields))
+    return Problem(422, "invalid_request", f"these fields are not right: {named}", fields=fields)
 
 
 def validate(body: object, providers: tuple[str, ...]) -> Submit:
@@ -187,11 +239,10 @@ def validate(body: object, providers: tuple[str, ...]) -> Submit:
             FieldError(".".join(str(part) for part in item["loc"]) or "(body)", item["msg"])
             for item in exc.errors(include_url=False, include_input=False, include_context=False)
         )
-        named = ", ".join(dict.fromkeys(item.field for item in fields))
-        raise Problem(422, "invalid_request", f"these fields are not right: {named}", fields=fields) from exc
+        raise _wrong(*fields) from exc
     if wanted.provider not in providers:
-        wrong = FieldError("provider", f"no provider is named so; there is {', '.join(providers) or 'none'}")
-        raise Problem(422, "invalid_request", "these fields are not right: provider", fields=(wrong,))
+        there_is = ", ".join(providers) or "none"
+        raise _wrong(FieldError("provider", f"no provider is named so; there is {there_is}"))
     return wanted
 
 

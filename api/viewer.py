@@ -20,7 +20,7 @@ from api.frames import Framing, merged, open_data
 from api.services import Services
 from broker.errors import DataLost, GenerationExpired, GenerationUnknown, LegatoError, StoreUnavailable
 from broker.events import CancelReason, Entry
-from broker.log import FIRST_PAGE, NEXT_PAGE, Page
+from broker.log import FIRST_PAGE, NEXT_PAGE, PAGE_BYTES, Page
 from broker.position import BEGINNING
 from broker.snapshot import Fold
 from broker.tail import Topic
@@ -89,7 +89,6 @@ class Viewer:
     def __init__(self, services: Services, begin: Start, framing: Framing) -> None:
         self.finished = False
         self.cursor = begin.cursor
-        self.send_timeout_seconds = services.settings.send_timeout_seconds
         self._services = services
         self._begin = begin
         self._framing = framing
@@ -208,6 +207,12 @@ class Viewer:
     def _from_window(self, notices: list[Notice]) -> bytes:
         if not notices:
             return b""
+        size = 0
+        for at, notice in enumerate(notices):
+            size += len(notice.entry.payload)
+            if at and size > PAGE_BYTES:
+                notices = notices[:at]
+                break
         last = notices[-1].entry
         if len(notices) > _FRAMED_SINGLY:
             return self._merged([notice.entry for notice in notices])
@@ -246,7 +251,7 @@ class Viewer:
 def fault(services: Services, framing: Framing, generation: str, cursor: str | None, error: LegatoError) -> bytes:
     """What a reader that would never come back after a 5xx is told instead: `open` with `retry:`, then `error`."""
     data = open_data(
-        generation=generation, verdict=None, cursor=cursor or BEGINNING, head=None, status=None, attempt=None
+        generation=generation or None, verdict=None, cursor=cursor or BEGINNING, head=None, status=None, attempt=None
     )
     opened = framing.frame(b"open", data, retry_ms=services.retry_ms(fault=True))
     return opened + error_frame(framing, error.code, str(error))

@@ -6,9 +6,9 @@
 
 Two profiles, said here because redis-py's defaults are wrong for us in both directions:
 
-* *commands* (submit, claim, read, queue): redis-py, a pool that makes callers wait instead of failing when all of
-  its connections are busy, a time-out of our own, and one retry. Every one of these calls may be repeated.
-* *pipelines* (append, renew, subscriptions, blocking pops): `broker.wire`, which never sends anything twice.
+* *pipelines* (all scripts, subscriptions, blocking pops): `broker.wire`, which never sends anything twice by itself.
+* *commands* (listings, counters, scans): redis-py, a pool that makes callers wait instead of failing when all of its
+  connections are busy, a time-out of our own, and one retry. Every one of these calls may be repeated.
 
 redis-py's own defaults would re-send a write up to ten times, give up blocking reads after 5 s and run dry at 100
 connections. `legacy_responses=False` gives one reply shape whatever the protocol version.

@@ -131,12 +131,16 @@ class Request:
 
     @classmethod
     def decode(cls, data: bytes) -> Request:
-        """Back from the store. Fields of a newer version are ignored."""
+        """Back from the store. Fields of a newer version are ignored; one that cannot be read at all becomes a request
+        that no provider serves, so that it ends."""
         known = {item.name for item in fields(cls)}
-        values: dict[str, Any] = {key: item for key, item in orjson.loads(data).items() if key in known}
-        values["recovery"] = Recovery(values["recovery"])
-        values["priority"] = Priority(values["priority"])
-        return cls(**values)
+        try:
+            values: dict[str, Any] = {key: item for key, item in orjson.loads(data).items() if key in known}
+            values["recovery"] = Recovery(values["recovery"])
+            values["priority"] = Priority(values["priority"])
+            return cls(**values)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return cls(provider="(unreadable)", model="(unreadable)", messages=[])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

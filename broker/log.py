@@ -26,6 +26,9 @@ MAX_APPEND_BYTES: Final = 256 * 1024
 FIRST_PAGE: Final = 100
 NEXT_PAGE: Final = 1000
 
+#: Payload a page: what a slow reader holds of a log at a time, however large its events are.
+PAGE_BYTES: Final = 64 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Appended:
@@ -146,13 +149,14 @@ class Log:
                 raise StoreError(f"append answered {reply!r}")
 
     async def read(self, generation: str, cursor: str, count: int) -> Page:
-        """A page of up to `count` entries after `cursor`, verified against the log in the same step, on the primary.
+        """A page of up to `count` entries (or `PAGE_BYTES`) after `cursor`, verified against the log in the same step,
+        on the primary.
 
         Raises `GenerationUnknown`, `GenerationExpired`, `DataLost` (the log ends before the record says) and
         `StoreUnavailable`; an outage never looks like an empty log.
         """
         keys = [self._keys.record(generation), self._keys.log(generation)]
-        reply = await self._store.run(READ, keys, [cursor, count])
+        reply = await self._store.run(READ, keys, [cursor, count, PAGE_BYTES])
         match reply:
             case [b"unknown"]:
                 raise GenerationUnknown(f"there is no generation {generation}")

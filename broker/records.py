@@ -112,10 +112,10 @@ class Records:
         match await self._confirmer.run(CREATE, self._keys_of(generation), args):
             case [b"created", created]:
                 pass
-            case [b"exists", known, created]:
+            case [b"exists", known, created, has_log]:
                 state = State(known.decode())
-        if state is State.DELETED:
-            raise GenerationExpired(f"generation {generation} was deleted")
+                if not has_log:
+                    raise GenerationExpired(f"generation {generation}, which this key stands for, is gone")
         if not state.is_terminal:
             await self._queue.add(Hint(generation, tenant, request.priority))
             await self._store.run(CONFIRM, self._keys_of(generation), [])
@@ -233,7 +233,7 @@ class Records:
         return sum(adopted)
 
     async def _find(self, generation: str) -> Record | None:
-        now, *flat = await self._store.pipe(RECORD, [self._keys.record(generation)], [])
+        now, *flat = await self._store.run(RECORD, [self._keys.record(generation)], [])
         if not flat:
             return None
         raw = {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}

@@ -1,4 +1,4 @@
-"""The way to Redis that everything in `broker` shares: run a script, on a pooled or on a pipelined connection.
+"""The way to Redis that everything in `broker` shares: scripts on one pipelined connection a server, the rest pooled.
 
 A `Store` holds no state of Legato's; it knows connections. It never hides a failure: what Redis did not do raises
 `StoreUnavailable` (come again) or another `StoreError` (do not).
@@ -64,18 +64,11 @@ class Store:
         self._closed = False
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Arg]) -> Reply:
-        """Run a script on a pooled connection. It may run twice when a connection breaks: only for scripts that
-        may be repeated."""
-        client = self._topology.commands
+        """Run a script, and once more if the connection broke over it: only for scripts that may be repeated."""
         try:
-            try:
-                return await client.evalsha(script.sha.decode(), len(keys), *keys, *args)
-            except RedisError as exc:
-                if not isinstance(translate(exc), ScriptUnknown):
-                    raise
-                return await client.eval(script.source.decode(), len(keys), *keys, *args)
-        except (RedisError, OSError, TimeoutError) as exc:
-            raise translate(exc) from exc
+            return await self.pipe(script, keys, args)
+        except StoreUnavailable:
+            return await self.pipe(script, keys, args)
 
     async def pipe(self, script: Script, keys: Sequence[str], args: Sequence[Arg]) -> Reply:
         """Run a script on the pipelined connection to the server of its keys. Never sent twice: after

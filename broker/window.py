@@ -37,8 +37,10 @@ class Window:
     """A chain of entries behind a known position. Bounded: the oldest entries fall out, readers that far behind
     read from the log."""
 
-    def __init__(self, *, most_entries: int = 128) -> None:
+    def __init__(self, *, most_entries: int = 128, most_bytes: int = 256 * 1024) -> None:
         self._most = most_entries
+        self._most_bytes = most_bytes
+        self._bytes = 0  # payload of the notices held
         self._notices: list[Notice] = []
         self._index: dict[str, int] = {}  # position -> its place in the endless list of notices
         self._dropped = 0  # notices that fell out at the front
@@ -58,9 +60,10 @@ class Window:
         for entry in entries:
             self._index[entry.position] = self._dropped + len(self._notices)
             self._notices.append(Notice(entry))
+            self._bytes += len(entry.payload)
         if entries:
             self.last = entries[-1].position
-        if len(self._notices) > 2 * self._most:
+        if len(self._notices) > 2 * self._most or (self._bytes > 2 * self._most_bytes and len(self._notices) > 1):
             self._trim()
 
     def after(self, cursor: str) -> list[Notice] | None:
@@ -72,20 +75,24 @@ class Window:
 
     def clear(self) -> None:
         """Forget the chain: something may have been missed."""
-        self._notices, self._index, self._dropped, self.last = [], {}, 0, None
+        self._notices, self._index, self._dropped, self._bytes, self.last = [], {}, 0, 0, None
 
     def _begin(self, position: str) -> None:
-        self._notices, self._index, self._dropped = [], {position: -1}, 0
+        self._notices, self._index, self._dropped, self._bytes = [], {position: -1}, 0, 0
         self.last = position
 
     def _trim(self) -> None:
-        """Keep the newer half, at most `most_entries`; amortised over as many pushes."""
-        surplus = len(self._notices) - self._most
-        kept = self._notices[surplus:]
+        """Keep the newer part, within both limits (one entry at least); amortised over as many pushes."""
+        keep, size = 0, 0
+        for notice in reversed(self._notices):
+            if keep and (keep == self._most or size + len(notice.entry.payload) > self._most_bytes):
+                break
+            keep, size = keep + 1, size + len(notice.entry.payload)
+        surplus = len(self._notices) - keep
         # The position before the oldest kept entry stays known: what follows it is all here.
         edge = self._notices[surplus - 1].entry.position
         self._dropped += surplus
-        self._notices = kept
+        self._notices, self._bytes = self._notices[surplus:], size
         self._index = {edge: self._dropped - 1} | {
-            notice.entry.position: self._dropped + at for at, notice in enumerate(kept)
+            notice.entry.position: self._dropped + at for at, notice in enumerate(self._notices)
         }

@@ -95,7 +95,12 @@ class Worker:
             try:
                 taken = await self._queue.take(min(free, _TAKE_MOST))
                 for hint in taken.hints:
-                    await self._consider(hint)
+                    try:
+                        await self._consider(hint)
+                    except StoreError:
+                        raise
+                    except Exception as exc:  # noqa: BLE001 - one hint's defect must not end the worker
+                        _log.error("claim_defect", generation=hint.generation, error=repr(exc)[:300])
                 if not taken.hints:
                     due = _IDLE_SECONDS if taken.next_due_ms is None else taken.next_due_ms / 1000
                     await self._unless_draining(self._queue.wait(min(due, _IDLE_SECONDS)))

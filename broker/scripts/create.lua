@@ -3,12 +3,12 @@
 --
 -- KEYS  1 record  2 log  3 request
 -- ARGV  1 request JSON  2 ms to live until the hint is confirmed  3.. record fields and values
--- Returns {created, created ms} {exists, state, created ms}
+-- Returns {created, created ms} {exists, state, created ms, 1 if its log is there}
 --
 -- The log exists from here on, empty (a missing key in a slot that is moving makes scripts fail), and nothing of it
 -- outlives the hour in which its submitter crashed before the queue knew of it.
 local known = redis.call('HMGET', KEYS[1], 'state', 'created_ms')
-if known[1] then return {'exists', known[1], known[2] or '0'} end
+if known[1] then return {'exists', known[1], known[2] or '0', redis.call('EXISTS', KEYS[2])} end
 local time = redis.call('TIME')
 local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
 local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)') or ''

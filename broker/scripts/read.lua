@@ -1,7 +1,7 @@
 #!lua flags=no-writes
 -- Read a page of a log after a position, and verify that the log holds that position.
 --
--- KEYS  1 record  2 log    ARGV  1 cursor  2 most entries
+-- KEYS  1 record  2 log    ARGV  1 cursor  2 most entries  3 most bytes of payload (one entry at least)
 -- Returns {unknown} {deleted} {expired} {lost}
 --         {held or rewound, tenant, state, attempt, last, cancel flag, lease live, grace ms or '', entries}
 --
@@ -33,6 +33,14 @@ else
     table.remove(entries, 1)
   else
     verdict, entries = 'rewound', {}
+  end
+end
+local size, most = 0, tonumber(ARGV[3])
+for i, entry in ipairs(entries) do
+  size = size + #entry[2][2]
+  if size > most and i > 1 then
+    for k = #entries, i, -1 do entries[k] = nil end
+    break
   end
 end
 local time = redis.call('TIME')

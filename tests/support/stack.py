@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -175,6 +176,7 @@ class Stack:
         self.apis: list[Api] = []
         self.workers: list[Process] = []
         self.tolerated = list(tolerated)
+        self._shown_faults: Counter[str] = Counter()
         self._directory = directory
         self._processes: list[Process] = []
         self._environment = {
@@ -321,6 +323,13 @@ class Stack:
             if _is_fault(line) and not any(pattern.search(line) for pattern in tolerated)
         ]
 
+    def new_faults(self) -> list[str]:
+        """Those that were not asked for before: each is shown once, by the test that left it."""
+        found = Counter(self.faults())
+        fresh = found - self._shown_faults
+        self._shown_faults = found
+        return list(fresh.elements())
+
     def close(self, *, check: bool = True) -> None:
         """End every process, and see what they logged."""
         for process in self._processes:
@@ -330,7 +339,8 @@ class Stack:
         for process in self._processes:
             process.stop()
         if check:
-            assert not self.faults(), "\n".join(self.faults())
+            faults = self.new_faults()
+            assert not faults, "\n".join(faults)
 
     def _launch_api(self, environment: Mapping[str, str], *, port: int = 0) -> Api:
         api = self._launch(Api, "api", ["api", "--port", str(port)], environment)
