@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from hashlib import sha256
 from typing import Annotated, Any, Literal, Self
 
@@ -190,39 +191,38 @@ def router(services: Services) -> APIRouter:
 
 
 def parse(raw: bytes) -> Any:
-    """The body as JSON; 400 says where it is not, 422 which field is too deep."""
+    """The body as JSON; 400 says where it is not, 422 which field is too deep or holds too long a number."""
     try:
         body = orjson.loads(raw)
-        if _LONG_NUMBER.search(raw):
-            json.loads(raw, parse_int=_within_64_bits)
+        # orjson makes floats of integers that do not fit; the standard library shows which they are.
+        exact = json.loads(raw, parse_int=_within_64_bits) if _LONG_NUMBER.search(raw) else body
     except orjson.JSONDecodeError as exc:
         where = f"line {exc.lineno}, column {exc.colno}"
         raise Problem(400, "malformed_json", f"the body is not JSON in UTF-8: {exc.msg.lower()} ({where})") from exc
-    for name, value in body.items() if isinstance(body, dict) else ():
-        if _levels(value) > _MOST_LEVELS:
-            raise _wrong(FieldError(str(name), f"it is nested more than {_MOST_LEVELS} levels deep"))
+    for name, value in exact.items() if isinstance(exact, dict) else ():
+        layer, depth = [value], 0
+        while layer:  # level by level: it may be deeper than the stack
+            depth += 1
+            if depth > _MOST_LEVELS:
+                raise _wrong(FieldError(str(name), f"it is nested more than {_MOST_LEVELS} levels deep"))
+            if any(item is _TOO_LONG for item in layer):
+                raise _wrong(FieldError(str(name), "an integer in it does not fit 64 bits; send it as a string"))
+            layer = [item for outer in layer for item in _items(outer)]
     return body
 
 
-def _within_64_bits(digits: str) -> int:
+_TOO_LONG = object()
+
+
+def _within_64_bits(digits: str) -> object:
     number = int(digits)
-    if not -(2**63) <= number < 2**64:
-        raise _wrong(FieldError("(body)", f"{digits[:24]}… does not fit 64 bits; send it as a string"))
-    return number
+    return number if -(2**63) <= number < 2**64 else _TOO_LONG
 
 
-def _levels(value: object) -> int:
-    """How deep JSON is nested, level by level: it may be deeper than the stack."""
-    depth, layer = 0, [value]
-    while layer and depth <= _MOST_LEVELS:
-        depth += 1
-        layer = [
-            item
-            for outer in layer
-            if isinstance(outer, dict | list)
-            for item in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-    return depth
+def _items(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _wrong(*fields: FieldError) -> Problem:
