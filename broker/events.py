@@ -332,7 +332,7 @@ def _clean(value: object) -> object:
         case list():
             return [_clean(item) for item in value]
         case int() if not -(2**63) <= value < 2**64:
-            return float(value)
+            return float(value) if abs(value) < 1 << 1023 else None
         case _:
             return value
 

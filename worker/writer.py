@@ -20,8 +20,8 @@ from typing import Final
 
 from broker import errors
 from broker import log as answers
-from broker.backoff import Backoff
-from broker.errors import StoreUnavailable
+from broker.backoff import Backoff, until_available
+from broker.errors import GenerationExpired, GenerationUnknown, StoreUnavailable
 from broker.events import Cancelled, CancelReason, Completed, Entry, Event, Reset, decode, encode
 from broker.lease import Ended, Lease, Leases, Missing, new_owner
 from broker.log import MAX_APPEND_BYTES, MAX_APPEND_EVENTS, Log
@@ -66,7 +66,9 @@ class Writer:
         self._stored = len(inherited)
         self._waiting_bytes = 0
         self._lost: errors.LeaseLost | None = None
-        self._asking = False  # the store is to be asked even if there is nothing to append
+        self._replacing = False  # a new claim of ours is under way
+        self._asks = 0  # how often the store was to be asked, even if there is nothing to append
+        self._answered = 0  # how many of these are answered
         self._healed = 0  # entries put back
         self._added = asyncio.Event()
         self._progress = asyncio.Event()
@@ -112,20 +114,21 @@ class Writer:
             self._on_cancel()
 
     def lose(self, why: errors.LeaseLost) -> None:
-        """The lease is known to be lost: `run()` raises `why`."""
-        self._lost = why
-        self._added.set()
+        """The lease is known to be lost: `run()` raises `why`. No news while it is being replaced."""
+        if not self._replacing:
+            self._lost = why
+            self._added.set()
 
     def ask(self) -> None:
         """Have the store asked what the log holds: something said that it may not be what it was."""
-        self._asking = True
+        self._asks += 1
         self._added.set()
 
     async def verify(self) -> int:
         """After the end: ask whether the log is still whole, and put back what is missing; returns how many entries.
         Raises `LeaseLost` when the generation is somebody else's now, or erased."""
         before = self._healed
-        self._asking = True
+        self._asks += 1
         await self.run()
         return self._healed - before
 
@@ -133,7 +136,7 @@ class Writer:
         """Append what is added, until a terminal event is stored."""
         backoff = Backoff(first=0.05, most=1.0)
         while True:
-            while self._stored == len(self._entries) and not self._asking:
+            while self._stored == len(self._entries) and self._answered == self._asks:
                 if self._stored and self._entries[-1].is_terminal:
                     return
                 self._added.clear()
@@ -152,16 +155,16 @@ class Writer:
     async def _append(self) -> None:
         batch = self._next_batch()
         prev = self._entries[self._stored - 1].position if self._stored else BEGINNING
-        lease = self.lease
+        lease, asks = self.lease, self._asks
         answer = await self._log.append(lease.generation, lease.epoch, lease.owner, prev, batch)
         match answer:
             case answers.Appended(cancel=reason):
-                self._asking = False
+                self._answered = asks
                 self.answered_at = self._pulse.now()
                 self._advance(self._stored + len(batch))
                 self.cancel(reason)
             case answers.Cancelled(reason=reason):
-                self._end_cancelled(CancelReason(reason))
+                await self._end_cancelled(CancelReason(reason))
                 self.cancel(reason)
             case answers.Behind(last=last) if self._knows(last):
                 self._went_back_to(Position.of_entry_id(last).seq)
@@ -213,33 +216,51 @@ class Writer:
         seq = Position.of_entry_id(position).seq
         return seq <= len(self._entries) and self._entries[seq - 1].position == position
 
-    def _end_cancelled(self, reason: CancelReason) -> None:
-        """The terminal event was refused, so it was never stored under its position: `cancelled` takes its place."""
-        refused = self._entries[-1]
-        event = decode(refused)
-        usage = event.usage if isinstance(event, Completed) else None
-        self._entries[-1] = Entry(refused.position, *encode(Cancelled(reason=reason, usage=usage)))
+    async def _end_cancelled(self, reason: CancelReason) -> None:
+        """The terminal event was refused; `cancelled` takes its place, under a new epoch: an earlier try of the refused
+        one, whose answer was lost, may have been stored, shown and then forgotten under this very position."""
+        refused = decode(self._entries[-1])
+        await self._claim_anew()
+        self._entries.pop()
+        usage = refused.usage if isinstance(refused, Completed) else None
+        self.add(Cancelled(reason=reason, usage=usage))
 
     async def _write_anew(self) -> None:
         """The store was rolled back and somebody else wrote there: claim above everything, `reset`, and write what
-        was shown, again."""
-        owner = new_owner()
-        match await self._leases.claim(self.lease.generation, owner=owner, replacing=self.lease):
-            case Lease() as lease:
-                found = await self._log.read_all(lease.generation)
+        was shown, again. What is added meanwhile is written too."""
+        await self._claim_anew()
+        try:
+            found = await until_available(lambda: self._log.read_all(self.lease.generation))
+        except GenerationUnknown as exc:
+            raise errors.RecordGone("the store has no record of the generation") from exc
+        except GenerationExpired as exc:
+            raise errors.Fenced("the generation is erased") from exc
+        if found and found[-1].is_terminal:
+            raise errors.Closed("the log has its end already")
+        mine = self._entries
+        since = max((at + 1 for at, entry in enumerate(mine) if entry.field == b"reset"), default=0)
+        self._entries = found
+        self._advance(len(found))
+        self.add(Reset(attempt=self.lease.attempt, reason="store_rolled_back"))
+        for entry in mine[since:]:
+            self.add(decode(entry))
+
+    async def _claim_anew(self) -> None:
+        """Claim the generation above our own lease. Repeated under one owner until it is answered: a claim of ours
+        whose answer was lost must not shut us out. Until then no renewal of the old lease tells anything."""
+        held, owner = self.lease, new_owner()
+        self._replacing = True
+        try:
+            answer = await until_available(lambda: self._leases.claim(held.generation, owner=owner, replacing=held))
+        finally:
+            self._replacing = False
+        match answer:
+            case Lease():
+                self.lease = answer
+                self.cancel(answer.cancel)
             case Ended():
                 raise errors.Closed("the log has its end already")
             case Missing():
                 raise errors.RecordGone("the store has no record of the generation")
             case _:
                 raise errors.Fenced("somebody else has claimed the generation")
-        if found and found[-1].is_terminal:
-            raise errors.Closed("the log has its end already")
-        mine = self._entries
-        since = max((at + 1 for at, entry in enumerate(mine) if entry.field == b"reset"), default=0)
-        self.lease = lease
-        self._entries = found
-        self._advance(len(found))
-        self.add(Reset(attempt=lease.attempt, reason="store_rolled_back"))
-        for entry in mine[since:]:
-            self.add(decode(entry))
