@@ -11,6 +11,7 @@ COPY broker broker
 COPY worker worker
 COPY api api
 COPY cli cli
+COPY chaos chaos
 RUN pip wheel --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 
 FROM python:3.13-slim AS venv

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint types imports check test-containers bench lock docs clean
+.PHONY: setup demo test chaos lint types imports check test-containers bench lock docs clean
 
 setup: .venv/.ready
 
@@ -30,6 +30,10 @@ types: setup
 
 imports: setup
 	$(BIN)/lint-imports
+
+# Faults of every kind against real processes, on every shape of the store. `legato chaos --help` for more.
+chaos: setup
+	$(BIN)/legato chaos --profile all --minutes 4
 
 # The same suite on real images (redis 7.2, redis 8, valkey 8). Fails, never skips, without Docker.
 test-containers: setup

@@ -11,7 +11,7 @@ from typing import Final
 
 from starlette.types import Scope
 
-from broker.errors import StoreUnusable
+from broker.errors import LegatoError
 
 #: The one tenant of an open API.
 DEV_TENANT: Final = "dev"
@@ -22,7 +22,7 @@ def authenticate(scope: Scope) -> str:
     return DEV_TENANT
 
 
-class OpenToTheWorld(StoreUnusable):
+class OpenToTheWorld(LegatoError):
     """The API has no keys and was told to listen where others can reach it. Cure: listen on 127.0.0.1, behind a
     proxy that knows who may come in."""
 

@@ -33,9 +33,7 @@ def router(services: Services) -> APIRouter:
     async def show(request: Request, generation: str) -> Response:
         """The record and the text so far, as one JSON object."""
         record = await find(request, generation)
-        fold = Fold()
-        for entry in await services.log.read_all(generation):
-            fold.add(entry)
+        fold, _ = await services.log.folded(generation)
         return _json(200, _describe(record) | fold.state() | _ending(fold))
 
     async def newest(

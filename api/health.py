@@ -6,6 +6,7 @@ import orjson
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from api.problem import RETRY_AFTER_SECONDS
 from api.services import Services
 from broker.errors import StoreError
 
@@ -38,5 +39,5 @@ def router(services: Services) -> APIRouter:
 
 
 def _json(status: int, data: dict[str, str]) -> Response:
-    headers = {"Retry-After": "2"} if status == 503 else None
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else None
     return Response(orjson.dumps(data), status_code=status, headers=headers, media_type="application/json")

@@ -19,7 +19,9 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
+from api.services import Draining
 from broker import errors
+from broker.wire import StoreReplyError
 
 #: Seconds a client should wait before it comes back, where we cannot know better.
 RETRY_AFTER_SECONDS: Final = 2
@@ -35,6 +37,8 @@ STATUS: Final[Mapping[type[errors.LegatoError], int]] = {
     errors.StoreError: 503,
     errors.StoreUnavailable: 503,
     errors.StoreUnusable: 503,
+    StoreReplyError: 500,
+    Draining: 503,
     errors.LeaseLost: 500,  # a worker's, never an answer's
     errors.ProviderError: 502,  # a worker's, never an answer's
 }

@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 
 import structlog
 
-from broker.errors import StoreError
+from broker.errors import LegatoError, StoreError
 from broker.events import CancelReason
 from broker.generation import Record
 from broker.log import Log
@@ -29,6 +29,16 @@ _CANCEL_REPEATS: Final = 5
 
 #: A stopping process ends its streams over this time at most, so that their readers do not come back all at once.
 _SPREAD_SECONDS: Final = 3.0
+
+
+class Draining(LegatoError):
+    """This process is stopping. Cure: ask again; another one answers."""
+
+    code = "draining"
+
+
+#: Faults that pass: a reader of SSE is kept through them, everybody else is asked to come again.
+PASSING: Final = (StoreError, Draining)
 
 
 class Services:
@@ -65,10 +75,15 @@ class Services:
             await store.aclose()
 
     def drain(self) -> None:
-        """Not ready any more; every stream ends at a frame boundary within `drain_seconds`, spread over that time, and
-        its reader comes back elsewhere."""
+        """Not ready any more; every stream ends at a frame boundary, spread over a few seconds (`drain_seconds` if
+        that is less), and its reader comes back elsewhere."""
         self.draining = True
         self.tail.wake_all()
+
+    def check_open(self) -> None:
+        """Raises `Draining` once this process is stopping."""
+        if self.draining:
+            raise Draining("this server is stopping")
 
     def leave_at(self, now: float) -> float:
         """When a stream should end, now that this process is stopping."""

@@ -20,9 +20,9 @@ from starlette.types import Receive, Scope, Send
 from api.auth import authenticate
 from api.frames import NDJSON, SSE, Framing
 from api.problem import Problem, problem_of
-from api.services import Services
+from api.services import PASSING, Services
 from api.viewer import Start, Viewer, fault, start
-from broker.errors import GenerationUnknown, LegatoError, StoreError
+from broker.errors import GenerationUnknown, LegatoError
 from broker.generation import is_id
 from broker.position import Position
 
@@ -77,22 +77,14 @@ class EventsRoute:
         if not is_id(generation):
             raise GenerationUnknown("there is no generation of that id")
         try:
-            if services.draining:
-                raise Draining("this server is stopping")
+            services.check_open()
             begin = await start(services, tenant, generation, cursor, snapshot=snapshot)
-        except StoreError as error:
+        except PASSING as error:
             if not names_sse(headers):
                 raise
             await FaultResponse(services, framing, generation, cursor, error)(scope, receive, send)
             return
         await serve(services, begin, framing, scope, receive, send)
-
-
-class Draining(StoreError):
-    """This process is stopping. Cure: ask again; another one answers."""
-
-    code = "draining"
-    retryable = True
 
 
 class StreamResponse(Response):

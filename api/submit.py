@@ -16,10 +16,9 @@ from starlette.responses import Response
 from api.auth import authenticate
 from api.frames import SSE
 from api.problem import FieldError, Problem
-from api.services import Services
+from api.services import PASSING, Services
 from api.stream import FaultResponse, StreamResponse, cursor_of, names_sse
 from api.viewer import start
-from broker.errors import StoreError
 from broker.generation import Priority, Recovery
 from broker.generation import Request as Job
 
@@ -153,13 +152,12 @@ def router(services: Services) -> APIRouter:
                 "a POST with Last-Event-ID is a reader coming back, and starts nothing without the Idempotency-Key "
                 "it began with; or read on with GET /v1/generations/{id}/events",
             )
-        if services.draining:
-            raise Problem(503, "draining", "this server is stopping", headers={"Retry-After": "1"})
         fingerprint = sha256(_ROUTE.encode() + orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
         returning = cursor is not None and names_sse(request.headers)
         try:
+            services.check_open()
             accepted = await services.records.submit(tenant, wanted.job(), key=key, fingerprint=fingerprint)
-        except StoreError as error:
+        except PASSING as error:
             if not returning:
                 raise
             return FaultResponse(services, SSE, "", cursor, error)
@@ -170,7 +168,7 @@ def router(services: Services) -> APIRouter:
         if names_sse(request.headers):
             try:
                 begin = await start(services, tenant, accepted.id, cursor, snapshot=False)
-            except StoreError as error:
+            except PASSING as error:
                 return FaultResponse(services, SSE, accepted.id, cursor, error)
             raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
             return StreamResponse(services, begin, SSE, headers=raw)

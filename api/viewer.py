@@ -22,7 +22,6 @@ from broker.errors import DataLost, GenerationExpired, GenerationUnknown, Legato
 from broker.events import CancelReason, Entry
 from broker.log import FIRST_PAGE, NEXT_PAGE, PAGE_BYTES, Page
 from broker.position import BEGINNING
-from broker.snapshot import Fold
 from broker.tail import Topic
 from broker.window import Notice
 
@@ -62,14 +61,12 @@ async def start(services: Services, tenant: str, generation: str, cursor: str | 
     `GenerationExpired`, `StoreUnavailable`."""
     asked = cursor or BEGINNING
     try:
-        page = await services.log.read(generation, asked, FIRST_PAGE)
+        page = await services.log.read(generation, asked, FIRST_PAGE, tenant=tenant)
     except GenerationUnknown:
         # A cursor shows that there was one. Where the store has just lost data its holder may be about to put it back.
         if asked != BEGINNING and await services.seconds_since_loss(generation) < LOSS_SECONDS:
             raise DataLost(f"the store has lost data, {generation} perhaps too") from None
         raise
-    if page.tenant != tenant:
-        raise GenerationUnknown(f"there is no generation {generation}")
     if not page.state.is_terminal and not page.lease_live:
         services.background(services.adopt_orphan(generation), name=f"adopt {generation}")
     verdict = "start" if asked == BEGINNING else "resumed" if page.held else "rewound"
@@ -104,7 +101,14 @@ class Viewer:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """What to send, chunk by chunk, each of whole frames; ends after the terminal event, or where the connection
-        should be closed and come back."""
+        should be closed and come back: an `error` event says why, where it is a fault."""
+        try:
+            async for chunk in self._phases():
+                yield chunk
+        except LegatoError as error:
+            yield error_frame(self._framing, error)
+
+    async def _phases(self) -> AsyncIterator[bytes]:
         begin = self._begin
         if begin.snapshot:
             yield await self._refold(begin.verdict)
@@ -127,14 +131,10 @@ class Viewer:
                 yield chunk
 
     async def _replay(self) -> AsyncIterator[bytes]:
-        """The rest of a log that has ended. A store that goes away meanwhile ends the body incompletely."""
+        """The rest of a log that has ended."""
         while not self.finished:
-            try:
-                page = await self._read()
-                yield self._merged(page.entries) if page.held else await self._refold("rewound")
-            except LegatoError as error:
-                yield self._error(error)
-                return
+            page = await self._read()
+            yield self._merged(page.entries) if page.held else await self._refold("rewound")
 
     async def _live(self, topic: Topic) -> AsyncIterator[bytes]:
         """Follow a log that still grows. An outage of the store is waited out, and so is a loss of its data, which the
@@ -146,9 +146,7 @@ class Viewer:
             pause = self._ping_seconds
             chunk = b""
             try:
-                if topic.deleted:
-                    chunk = self._deleted()
-                elif (notices := topic.window.after(self.cursor)) is not None:
+                if (notices := topic.window.after(self.cursor)) is not None:
                     chunk = self._from_window(notices)
                 else:
                     page = await self._read()
@@ -161,11 +159,10 @@ class Viewer:
                 lost_at = None
             except GenerationExpired:
                 chunk = self._deleted()
-            except (GenerationUnknown, DataLost) as error:
+            except (GenerationUnknown, DataLost):
                 lost_at = lost_at or self._clock()
                 if self._clock() - lost_at > LOSS_SECONDS:
-                    yield self._error(error)
-                    return
+                    raise
                 pause = random.uniform(*_STORE_PAUSE_SECONDS)
             except StoreUnavailable:
                 pause = random.uniform(*_STORE_PAUSE_SECONDS)
@@ -192,14 +189,7 @@ class Viewer:
 
     async def _refold(self, verdict: str) -> bytes:
         """`open` and the folded state: the client replaces what it has; the cursor is the last entry folded."""
-        while True:
-            fold = Fold()
-            page = None
-            async for page in self._services.log.pages(self._generation):
-                for entry in page.entries:
-                    fold.add(entry)
-            if page is not None and page.held:
-                break
+        fold, page = await self._services.log.folded(self._generation)
         opened = self._open(verdict, page)
         self.cursor = fold.position
         return opened + self._framing.frame(b"snapshot", fold.data(_status(page)), fold.position)
@@ -244,9 +234,6 @@ class Viewer:
         self.finished = True
         return self._framing.frame(b"cancelled", orjson.dumps({"reason": CancelReason.DELETED.value}))
 
-    def _error(self, error: LegatoError) -> bytes:
-        return error_frame(self._framing, error.code, str(error))
-
 
 def fault(services: Services, framing: Framing, generation: str, cursor: str | None, error: LegatoError) -> bytes:
     """What a reader that would never come back after a 5xx is told instead: `open` with `retry:`, then `error`."""
@@ -254,12 +241,12 @@ def fault(services: Services, framing: Framing, generation: str, cursor: str | N
         generation=generation or None, verdict=None, cursor=cursor or BEGINNING, head=None, status=None, attempt=None
     )
     opened = framing.frame(b"open", data, retry_ms=services.retry_ms(fault=True))
-    return opened + error_frame(framing, error.code, str(error))
+    return opened + error_frame(framing, error)
 
 
-def error_frame(framing: Framing, code: str, message: str) -> bytes:
+def error_frame(framing: Framing, error: LegatoError) -> bytes:
     """An `error` event: the connection ends, the generation does not. It has no position."""
-    return framing.frame(b"error", orjson.dumps({"code": code, "message": message, "retryable": True}))
+    return framing.frame(b"error", orjson.dumps({"code": error.code, "message": str(error), "retryable": True}))
 
 
 def _status(page: Page) -> str:

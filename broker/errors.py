@@ -13,17 +13,17 @@
     ├── LeaseLost                this process may not write this generation any more
     │   ├── Fenced               somebody claimed it after us, or deleted it
     │   ├── Closed               it has its terminal event already
-    │   ├── CancelRequested      only `cancelled` is accepted as its terminal from now on
     │   └── RecordGone           the store knows nothing of it
     └── ProviderError            a provider failed, classified (carries a `FailureCode`)
 
-`code` is what an answer or a `failed` event carries; `retryable` says whether trying again can help. Messages
-are written for the reader of an API answer: they never hold credentials, prompts or addresses of the store.
+Some stand beside the one place that raises them: `StoreReplyError`, `Redirected` and `ScriptUnknown` (broker.wire),
+`NotReplicated` (broker.confirm), `Draining` (api.services), `OpenToTheWorld` (api.auth).
+
+`code` is what an answer or a `failed` event carries. Messages are written for the reader of an API answer: they never
+hold credentials, prompts or addresses of the store.
 """
 
 from __future__ import annotations
-
-from typing import ClassVar
 
 from broker.events import FailureCode
 
@@ -32,7 +32,6 @@ class LegatoError(Exception):
     """Root of the tree. Never raised itself."""
 
     code: str = "internal"
-    retryable: ClassVar[bool] = False
 
 
 class InvalidPosition(LegatoError):
@@ -52,8 +51,6 @@ class StoreUnavailable(StoreError):
 
     The outcome of a write that raised this is unknown: it may have been stored.
     """
-
-    retryable = True
 
 
 class DataLost(StoreUnavailable):
@@ -90,7 +87,6 @@ class QueueFull(LegatoError):
     """As many jobs wait as `LEGATO_MAX_QUEUED` allows. Cure: submit again after `Retry-After`."""
 
     code = "queue_full"
-    retryable = True
 
 
 class LeaseLost(LegatoError):
@@ -107,28 +103,25 @@ class Closed(LeaseLost):
     """The log ends in a terminal event that is not ours."""
 
 
-class CancelRequested(LeaseLost):
-    """A cancel is stored: `cancelled` is the only terminal event that will be accepted."""
-
-
 class RecordGone(LeaseLost):
     """The store has no record of the generation (it lost its data, or the record expired)."""
 
 
 class ProviderError(LegatoError):
-    """A provider failed. `code` is one of the protocol's failure codes; `retry_after` is in seconds."""
+    """A provider failed. `code` is one of the protocol's failure codes; `retryable` says whether another try can help;
+    `retry_after` is in seconds."""
 
     def __init__(
         self,
         code: FailureCode,
         message: str,
         *,
-        retry: bool = False,
+        retryable: bool = False,
         retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code.value
         self.failure = code
         self.message = message
-        self.retry = retry
+        self.retryable = retryable
         self.retry_after = retry_after

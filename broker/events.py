@@ -131,7 +131,7 @@ class ToolResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """Where a silent generation is. `retrying` carries attempt, delay_ms, code and message."""
+    """Where a silent generation is. `retrying` carries attempt, delay_ms, code and message; `waiting` a reason."""
 
     phase: str
     detail: Json
@@ -190,7 +190,7 @@ DELTA_FIELDS: Final[dict[bytes, DeltaKind]] = {
 }
 _FIELD_OF_KIND: Final = {kind: field for field, kind in DELTA_FIELDS.items()}
 
-#: Entries with these field names end a log. The append and cancel scripts hold the same list.
+#: Entries with these field names end a log. The scripts hold the same list.
 TERMINAL_FIELDS: Final = frozenset({b"completed", b"failed", b"cancelled"})
 
 #: "Shown" to a viewer: any of these makes a later attempt say `reset`.

@@ -1,6 +1,6 @@
 """A generation: its id, its states, what was asked for, and what its record says.
 
-Pure values; `broker.log`, `broker.queue` and `broker.generations` move them in and out of Redis.
+Values; `broker.records`, `broker.lease` and `broker.log` move them in and out of Redis. Only `new_id` looks at a clock.
 """
 
 from __future__ import annotations

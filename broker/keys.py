@@ -3,23 +3,32 @@
 `{…}` is the hash tag: all keys with one tag share a slot, and every script touches one tag only.
 `p` is the setting `LEGATO_PREFIX` (default `lg`).
 
-One generation, tag `{gen_…}` (written by broker.generations, broker.log; read by both and broker.tail):
-    p:{gen}:record   hash    tenant state epoch owner lease history attempt max_attempts … (scripts/_record.md
-                             lists them); no TTL before the terminal event except 1 h from submit until its
-                             hint is confirmed; afterwards ttl + 7 days, then as tombstone (410)
+One generation, tag `{gen_…}` (broker.records, broker.lease, broker.log):
+    p:{gen}:record   hash    see below; no TTL before the terminal event, except `unconfirmed_seconds` from submit until
+                             its hint is confirmed; afterwards the log's TTL and `tombstone_seconds` more (410)
     p:{gen}:log      stream  one entry an event, id = position, one field; exists from submit on; expires
                              `ttl_seconds` after the terminal event
     p:{gen}:request  string  JSON of what was asked, prompt included; same TTL as the log
     p:{gen}:viewers  zset    processes that have viewers, score = last seen; only where the request says that nobody
                              reading cancels; written by broker.presence, read by the renew script
-    p:{gen}:live     channel sharded pub/sub; msgpack [prev, id, field, payload, id, field, payload …];
-                             written by the append, cancel and delete scripts, read by broker.tail
+    p:{gen}:live     channel sharded pub/sub; msgpack [prev, id, field, payload, id, field, payload …], or [deleted];
+                             written by the append, cancel, rebuild and delete scripts, read by broker.tail
+
+Fields of a record, by who writes them (times in ms of the server's clock):
+    create, rebuild  tenant provider model priority thread metadata max_attempts ttl_ms stub_ms grace_ms created_ms
+    claim            epoch owner lease history attempt charge state started_ms head
+    append, cancel   head; at the end state ended_ms failure
+    renew            lease; cancel cancel_ms unattended_ms where nobody reads
+    release          owner lease state charge
+    cancel           cancel cancel_ms; epoch owner history where it writes the end itself
+    delete           leaves tenant priority epoch state=deleted: the tombstone
 
 One node, tag `{m0}`, `{m1}` … whichever first falls to it (broker.store):
     p:{mN}:marker    string  "<run id> <ms>": since when the node may have lost data
 
-One tenant, tag `{t:…}` (broker.generations):
-    p:{t:T}:key:H    string  "<fingerprint> <generation>" of an Idempotency-Key with SHA-256 H; TTL 24 h
+One tenant, tag `{t:…}` (broker.records):
+    p:{t:T}:key:H    string  "<fingerprint> <generation>" of an Idempotency-Key with SHA-256 H; TTL
+                             `idempotency_seconds`
     p:{t:T}:index    zset    generation ids, score 0, so in order of time; entries whose record is gone are
                              removed by the listing that meets them
 

@@ -11,13 +11,12 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from broker.errors import StoreError
 from broker.events import Entry
 from broker.generation import Request, State
 from broker.presence import DEAD_MS
 from broker.scripts import CLAIM, REBUILD, RELEASE, RENEW
 from broker.store import Store, jump
-from broker.wire import Arg
+from broker.wire import Arg, StoreReplyError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +127,7 @@ class Leases:
             case [b"gone"]:
                 return Missing()
             case _:
-                raise StoreError(f"claim answered {reply!r}")
+                raise StoreReplyError(f"claim answered {reply[:1]!r}")
 
     async def renew(self, lease: Lease) -> RenewAnswer:
         """Hold the lease for another term, and learn of a stored cancel. Where nobody reading cancels, this is also
@@ -148,7 +147,7 @@ class Leases:
             case [b"gone"]:
                 return Missing()
             case _:
-                raise StoreError(f"renew answered {reply!r}")
+                raise StoreReplyError(f"renew answered {reply[:1]!r}")
 
     async def release(self, lease: Lease, *, failed_attempt: bool) -> bool:
         """Give the lease back before the end; False when it was not ours any more.

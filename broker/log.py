@@ -1,6 +1,7 @@
-"""The log of a generation: append events, read them back. The one place where promises 1 to 4 are kept.
+"""The log of a generation: append events, read them back.
 
-The rules live in `scripts/append.lua` and `scripts/read.lua`, each one atomic step in the slot of the generation.
+The rules live in `scripts/append.lua` and `scripts/read.lua`, each one atomic step in the slot of the generation. Two
+other scripts write entries: `cancel.lua` an end for which nobody holds a lease, `rebuild.lua` what the store has lost.
 This module gives them types: what the store answers is a value, never a string to compare.
 """
 
@@ -10,13 +11,14 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from broker.errors import DataLost, GenerationExpired, GenerationUnknown, StoreError
+from broker.errors import DataLost, GenerationExpired, GenerationUnknown
 from broker.events import Entry
 from broker.generation import State
 from broker.position import BEGINNING
 from broker.scripts import APPEND, APPEND_TERMINAL, READ
+from broker.snapshot import Fold
 from broker.store import Store
-from broker.wire import Arg
+from broker.wire import Arg, StoreReplyError
 
 #: One append carries at most this much: a larger one would keep the server from everybody else.
 MAX_APPEND_EVENTS: Final = 500
@@ -146,23 +148,26 @@ class Log:
             case [b"diverged", last]:
                 return Diverged(last.decode())
             case _:
-                raise StoreError(f"append answered {reply!r}")
+                raise StoreReplyError(f"append answered {reply[:1]!r}")
 
-    async def read(self, generation: str, cursor: str, count: int) -> Page:
+    async def read(self, generation: str, cursor: str, count: int, *, tenant: str | None = None) -> Page:
         """A page of up to `count` entries (or `PAGE_BYTES`) after `cursor`, verified against the log in the same step,
         on the primary.
 
-        Raises `GenerationUnknown`, `GenerationExpired`, `DataLost` (the log ends before the record says) and
-        `StoreUnavailable`; an outage never looks like an empty log.
+        With a `tenant`, another tenant's generation is an unknown one. Raises `GenerationUnknown`,
+        `GenerationExpired`, `DataLost` (the log ends before the record says) and `StoreUnavailable`; an outage never
+        looks like an empty log.
         """
         keys = [self._keys.record(generation), self._keys.log(generation)]
         reply = await self._store.run(READ, keys, [cursor, count, PAGE_BYTES])
         match reply:
             case [b"unknown"]:
                 raise GenerationUnknown(f"there is no generation {generation}")
-            case [b"deleted" | b"expired" as why, *_]:
+            case [_, owner, *_] if tenant is not None and owner.decode() != tenant:
+                raise GenerationUnknown(f"there is no generation {generation}")
+            case [b"deleted" | b"expired" as why, _]:
                 raise GenerationExpired(f"generation {generation} is {why.decode()}")
-            case [b"lost", *_]:
+            case [b"lost", _]:
                 raise DataLost(f"the log of {generation} is shorter than it was")
             case [verdict, tenant, state, attempt, last, cancel, live, grace, entries]:
                 return Page(
@@ -177,7 +182,7 @@ class Log:
                     entries=[Entry(place.decode(), fields[0], fields[1]) for place, fields in entries],
                 )
             case _:
-                raise StoreError(f"read answered {reply!r}")
+                raise StoreReplyError(f"read answered {reply[:1]!r}")
 
     async def pages(self, generation: str) -> AsyncIterator[Page]:
         """The whole log, page by page, each verified to continue the one before. Ends early, after a page that is
@@ -198,6 +203,16 @@ class Log:
                 entries += page.entries
             if page.held:
                 return entries
+
+    async def folded(self, generation: str) -> tuple[Fold, Page]:
+        """The whole log folded, and the last page of it, whose state fits the fold."""
+        while True:
+            fold = Fold()
+            async for page in self.pages(generation):
+                for entry in page.entries:
+                    fold.add(entry)
+            if page.held:
+                return fold, page
 
     def _keys_of(self, generation: str) -> list[str]:
         return [self._keys.record(generation), self._keys.log(generation), self._keys.request(generation)]

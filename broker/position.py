@@ -1,6 +1,6 @@
 """Where an event stands in its generation: `<seq>-<epoch>`, which is also its Redis Stream entry id.
 
-Pure. Clients store positions and give them back; nobody but this module looks inside one. Positions of one
+Pure. Clients store positions and give them back, and never look inside; here only writers build them. Positions of one
 log sort by seq first: within a log no seq stands twice, so the order of ids is the order of events.
 """
 

@@ -17,14 +17,14 @@ import orjson
 import structlog
 
 from broker.confirm import Confirmer, NotReplicated
-from broker.errors import GenerationExpired, GenerationUnknown, KeyReused, QueueFull, StoreError
+from broker.errors import GenerationExpired, GenerationUnknown, KeyReused, QueueFull
 from broker.events import CancelReason, FailureCode
 from broker.generation import Priority, Record, Request, State, new_id
 from broker.position import Position
 from broker.queue import Hint, Queue
 from broker.scripts import CANCEL, CONFIRM, CREATE, DELETE, RECORD, RESERVE, Script
 from broker.store import Store, jump
-from broker.wire import Arg, Reply
+from broker.wire import Arg, Reply, StoreReplyError
 
 _log = structlog.get_logger("legato.broker")
 
@@ -103,6 +103,8 @@ class Records:
                 if seen.decode() != fingerprint:
                     raise KeyReused("this Idempotency-Key was used with another body")
                 generation, replayed = known.decode(), True
+            case reply if reply != [b"reserved"]:
+                raise StoreReplyError(f"reserve answered {reply[:1]!r}")
 
         fields = request.record_fields(tenant, tombstone_seconds=settings.tombstone_seconds)
         args: list[Arg] = [request.encode(), round(settings.unconfirmed_seconds * 1000)]
@@ -112,10 +114,12 @@ class Records:
         match await self._confirmer.run(CREATE, self._keys_of(generation), args):
             case [b"created", created]:
                 pass
-            case [b"exists", known, created, has_log]:
-                state = State(known.decode())
+            case [b"exists", found, created, has_log]:
+                state = State(found.decode())
                 if not has_log:
                     raise GenerationExpired(f"generation {generation}, which this key stands for, is gone")
+            case reply:
+                raise StoreReplyError(f"create answered {reply[:1]!r}")
         if not state.is_terminal:
             await self._queue.add(Hint(generation, tenant, request.priority))
             await self._store.run(CONFIRM, self._keys_of(generation), [])
@@ -185,7 +189,7 @@ class Records:
             case [b"gone"]:
                 raise GenerationExpired(f"generation {record.id} is gone")
             case reply:
-                raise StoreError(f"cancel answered {reply!r}")
+                raise StoreReplyError(f"cancel answered {reply[:1]!r}")
 
     async def delete(self, record: Record) -> None:
         """Erase prompt and log. A worker that still writes is fenced; the id answers 410 from here on."""

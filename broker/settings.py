@@ -74,7 +74,8 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         10.0,
         ge=0,
-        description="At SIGTERM a worker lets running generations go on this long, then hands them over.",
+        description="At SIGTERM a worker lets running generations go on this long, then hands them over; an API "
+        "spreads the ends of its streams over as much of it as 3 s.",
     )
     unconfirmed_seconds: float = Field(
         3600.0, gt=0, description="Life of a submit whose client and server both died half-way."

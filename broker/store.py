@@ -1,7 +1,7 @@
 """The way to Redis that everything in `broker` shares: scripts on one pipelined connection a server, the rest pooled.
 
-A `Store` holds no state of Legato's; it knows connections. It never hides a failure: what Redis did not do raises
-`StoreUnavailable` (come again) or another `StoreError` (do not).
+A `Store` knows connections, and the few plain commands beside the scripts. It never hides a failure: what Redis did
+not do raises `StoreUnavailable` (come again) or another `StoreError` (do not).
 """
 
 from __future__ import annotations

@@ -35,7 +35,6 @@ class Topic:
         self.generation = generation
         self.window = Window()
         self.version = 0
-        self.deleted = False
         self.viewers = 0
         self._pushed = False  # since the last check
         self._waiting: set[asyncio.Future[None]] = set()
@@ -67,15 +66,15 @@ class Topic:
             _resolve(waiter)
 
     def notify(self, message: list[bytes]) -> None:
-        """Take in a notification: `[prev, id, field, payload, …]`, or `[deleted]`."""
+        """Take in a notification: `[prev, id, field, payload, …]`, or `[deleted]`, which the log will confirm."""
         self._pushed = True
         if len(message) == 1:
-            self.deleted = True
-        else:
-            self.window.push(
-                message[0].decode(),
-                [Entry(message[i].decode(), message[i + 1], message[i + 2]) for i in range(1, len(message), 3)],
-            )
+            self.disturb()
+            return
+        self.window.push(
+            message[0].decode(),
+            [Entry(message[i].decode(), message[i + 1], message[i + 2]) for i in range(1, len(message), 3)],
+        )
         self.wake()
 
     def was_quiet(self) -> bool:

@@ -64,9 +64,7 @@ class Credentials:
 class StoreReplyError(StoreError):
     """An error reply that no retry mends: a defect of ours, or a store Legato cannot use."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.word = message.partition(" ")[0]
+    code = "internal"
 
 
 class Redirected(StoreUnavailable):

@@ -91,6 +91,7 @@ class Run:
         self._settings = settings
         self._producing: asyncio.Task[_Retry | None] | None = None
         self._handing_over = False
+        self._inherited = 0  # entries that were there when this run began
         self._shown = False
         self._characters = 0
         self._usage: Usage | None = None
@@ -117,12 +118,15 @@ class Run:
             heal_seconds=self._settings.heal_seconds,
             on_cancel=self._stop_producing,
         )
+        self._inherited = len(inherited)
         result = Result(Outcome.LOST)
         try:
             async with asyncio.TaskGroup() as group:
                 appending = group.create_task(writer.run(), name=f"append {self.generation}")
                 self._producing = group.create_task(self._produce(writer), name=f"produce {self.generation}")
                 writer.cancel(self._lease.cancel)
+                if self._handing_over:
+                    self._stop_producing()
                 result = await self._finish(writer)
                 if result.outcome is not Outcome.ENDED:
                     appending.cancel()
@@ -144,7 +148,8 @@ class Run:
         if ended:
             await writer.flushed()
             return Result(Outcome.ENDED)
-        if retry is None:
+        if retry is None and len(writer.entries) > self._inherited:
+            # Only behind events of its own: an epoch starts with `started` or `reset`.
             writer.add(Status(phase="waiting", detail={"reason": "handed_over"}))
         await writer.flushed()
         released = await until_available(lambda: self._leases.release(writer.lease, failed_attempt=retry is not None))
@@ -233,8 +238,9 @@ class Run:
         except TimeoutError as exc:
             if loop.time() >= end:
                 raise ProviderError(FailureCode.TIMEOUT, "the generation took longer than it may") from exc
-            raise ProviderError(FailureCode.STALLED, f"the provider was silent for {stall:g} s", retry=True) from exc
-        raise ProviderError(FailureCode.UPSTREAM_INCOMPLETE, "the provider's stream has no end", retry=True)
+            silence = f"the provider was silent for {stall:g} s"
+            raise ProviderError(FailureCode.STALLED, silence, retryable=True) from exc
+        raise ProviderError(FailureCode.UPSTREAM_INCOMPLETE, "the provider's stream has no end", retryable=True)
 
     def _complete(self, writer: Writer, finish: Finish) -> None:
         if finish.usage is not None and finish.usage != self._usage:
@@ -246,8 +252,8 @@ class Run:
         """Another attempt, if one may help and is left; else the end."""
         attempt, request = self._lease.attempt, self._request
         may_restart = not self._shown or request.recovery is not Recovery.FAIL
-        if not (error.retry and may_restart and attempt < request.max_attempts):
-            self._fail(writer, error.failure, error.message, retryable=error.retry)
+        if not (error.retryable and may_restart and attempt < request.max_attempts):
+            self._fail(writer, error.failure, error.message, retryable=error.retryable)
             return None
         settings = self._settings
         bound = min(settings.retry_cap_seconds, settings.retry_base_seconds * 2 ** (attempt - 1))

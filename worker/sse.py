@@ -107,5 +107,5 @@ class SseReader:
 
 def _too_long(what: str) -> ProviderError:
     return ProviderError(
-        FailureCode.UPSTREAM_ERROR, f"the provider sent a {what} longer than {MAX_BYTES} bytes", retry=True
+        FailureCode.UPSTREAM_ERROR, f"the provider sent a {what} longer than {MAX_BYTES} bytes", retryable=True
     )

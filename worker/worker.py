@@ -64,11 +64,6 @@ class Worker:
         self._slot_free = asyncio.Event()
         self._draining = asyncio.Event()
 
-    @property
-    def running(self) -> int:
-        """Generations being run now."""
-        return len(self._runs)
-
     def drain(self) -> None:
         """Take nothing new; let what runs go on for `drain_seconds`, then hand it over."""
         self._draining.set()

@@ -2,8 +2,9 @@
 
 A script is addressed by the SHA-1 of its text; a server that does not know it (restart, `SCRIPT FLUSH`, a replica
 promoted) answers NOSCRIPT and has written nothing, so it is sent again whole, which also loads it.
-Every file starts with `#!lua`: then a full or read-only server refuses it before it starts, and no verdict ever
-comes from a replica. Scripts validate before their first write and publish last.
+Every file starts with `#!lua`: then a read-only server, and a full one where the script has no `allow-oom`, refuses it
+before it starts. The two that only read (`no-writes`) ask for the server's role themselves: no verdict ever comes from
+a replica. Scripts validate before their first write and publish last.
 """
 
 from __future__ import annotations

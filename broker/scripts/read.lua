@@ -2,7 +2,7 @@
 -- Read a page of a log after a position, and verify that the log holds that position.
 --
 -- KEYS  1 record  2 log    ARGV  1 cursor  2 most entries  3 most bytes of payload (one entry at least)
--- Returns {unknown} {deleted} {expired} {lost}
+-- Returns {unknown} {deleted, tenant} {expired, tenant} {lost, tenant}
 --         {held or rewound, tenant, state, attempt, last, cancel flag, lease live, grace ms or '', entries}
 --
 -- Buys: unknown, deleted, expired, lost and merely empty never look alike; a cursor is compared by its whole id, so a
@@ -10,6 +10,9 @@
 local ENDED = {completed = true, failed = true, cancelled = true}
 local function seq_of(id) return tonumber(string.match(id, '^%d+')) end
 
+if string.find(redis.call('INFO', 'replication'), 'role:slave', 1, true) then
+  return redis.error_reply('READONLY a replica does not judge')
+end
 local r = redis.call('HMGET', KEYS[1], 'tenant', 'state', 'attempt', 'head', 'cancel', 'lease', 'grace_ms')
 if not r[1] then return {'unknown'} end
 if r[2] == 'deleted' then return {'deleted', r[1]} end

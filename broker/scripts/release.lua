@@ -3,7 +3,7 @@
 --
 -- KEYS  1 record    ARGV  1 epoch  2 owner  3 state: queued or retrying  4 charge: '1' if the next claim is a new attempt
 -- Returns {released} {fenced, epoch} {ended, state} {gone}
--- May be repeated. The epoch stays: only a claim raises it, so the holder that released can write nothing more once somebody claimed.
+-- May be repeated. The epoch stays, the owner goes: who released can write nothing more.
 local ENDED = {completed = true, failed = true, cancelled = true}
 local r = redis.call('HMGET', KEYS[1], 'epoch', 'owner', 'state')
 if not r[1] then return {'gone'} end

@@ -198,7 +198,7 @@ async def test_requests_that_cannot_be_are_refused_before_anything_is_sent(
         events, error = await collect(provider.stream(request(**fields), attempt=1))
     assert events == []
     assert error is not None
-    assert (error.failure, error.retry) == (FailureCode.INVALID_REQUEST, False)
+    assert (error.failure, error.retryable) == (FailureCode.INVALID_REQUEST, False)
     assert field in error.message
     assert server.requests == []
 
@@ -211,7 +211,7 @@ async def test_without_a_key_it_is_upstream_auth(server: WireProvider, monkeypat
     await provider.aclose()
     assert events == []
     assert error is not None
-    assert (error.failure, error.retry) == (FailureCode.UPSTREAM_AUTH, False)
+    assert (error.failure, error.retryable) == (FailureCode.UPSTREAM_AUTH, False)
     assert server.requests == []
 
 

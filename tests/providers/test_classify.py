@@ -64,7 +64,7 @@ def test_every_error_of_an_sdk_has_a_code(root: type[Exception]) -> None:
         error = classify.exception(instance(kind), provider="p", opened=False)
         assert isinstance(error, ProviderError)
         status = getattr(getattr(instance(kind), "response", None), "status_code", None)
-        assert (error.failure, error.retry) == expected(status), kind
+        assert (error.failure, error.retryable) == expected(status), kind
 
 
 @pytest.mark.parametrize("opened", [False, True])
@@ -102,7 +102,7 @@ def test_a_transport_failure_counts_through_its_sdk_wrapper(
     wrapped.__cause__ = exc
     for raised in (exc, wrapped):
         error = classify.exception(raised, provider="p", opened=opened)
-        assert (error.failure, error.retry) == (code, retry)
+        assert (error.failure, error.retryable) == (code, retry)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_codes_come_before_the_status_and_the_status_before_generic_types(
     response = httpx2.Response(status, request=REQUEST)
     for kind in (openai.APIStatusError, anthropic.APIStatusError):
         error = classify.exception(kind("m", response=response, body=body), provider="p", opened=False)
-        assert (error.failure, error.retry) == (code, retry)
+        assert (error.failure, error.retryable) == (code, retry)
         assert "html" not in error.message
 
 
@@ -155,7 +155,7 @@ def test_codes_come_before_the_status_and_the_status_before_generic_types(
 )
 def test_errors_inside_a_stream_of_every_shape(said: object, code: FailureCode, retry: bool) -> None:
     error = classify.error_object(said, provider="p")
-    assert (error.failure, error.retry) == (code, retry)
+    assert (error.failure, error.retryable) == (code, retry)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_retry_after_as_a_date() -> None:
 def test_a_server_may_say_not_to_retry() -> None:
     response = httpx2.Response(500, headers={"x-should-retry": "false", "retry-after": "3"}, request=REQUEST)
     error = classify.exception(openai.APIStatusError("m", response=response, body=None), provider="p", opened=False)
-    assert (error.retry, error.retry_after) == (False, None)
+    assert (error.retryable, error.retry_after) == (False, None)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ async def test_a_stream_without_its_marker_is_incomplete(
     reply = Reply.events(wire.unfinished("Hel", "lo"), end=end, chunked=chunked)
     events, error = await play(server, wire, reply)
     assert error is not None
-    assert (error.failure, error.retry) == (FailureCode.UPSTREAM_INCOMPLETE, True)
+    assert (error.failure, error.retryable) == (FailureCode.UPSTREAM_INCOMPLETE, True)
     assert not any(isinstance(event, Finish) for event in events)
     if not isinstance(end, Rst):  # a reset may overtake what was sent before it
         assert text_of(events) == "Hello"
@@ -85,7 +85,7 @@ async def test_an_answer_that_is_no_stream_is_incomplete(server: WireProvider, w
     events, error = await play(server, wire, reply)
     assert events == []
     assert error is not None
-    assert (error.failure, error.retry) == (FailureCode.UPSTREAM_INCOMPLETE, True)
+    assert (error.failure, error.retryable) == (FailureCode.UPSTREAM_INCOMPLETE, True)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ async def test_frames_that_are_not_the_protocol_are_an_error(server: WireProvide
     events, error = await play(server, wire, Reply.events(wire.unfinished("Hello") + frame))
     assert text_of(events) == "Hello"
     assert error is not None
-    assert (error.failure, error.retry) == (FailureCode.UPSTREAM_ERROR, True)
+    assert (error.failure, error.retryable) == (FailureCode.UPSTREAM_ERROR, True)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ async def test_an_error_inside_the_stream_is_told_by_its_type(
     events, error = await play(server, wire, Reply.events(wire.unfinished("Hel") + wire.error(kind)))
     assert text_of(events) == "Hel"
     assert error is not None
-    assert (error.failure, error.retry) == (code, retry)
+    assert (error.failure, error.retryable) == (code, retry)
     assert "it broke" in error.message
 
 
@@ -150,7 +150,7 @@ async def test_a_silent_provider_runs_into_the_clients_timeout(server: WireProvi
     events, error = await play(server, wire, reply, timeout=0.3)
     assert text_of(events) == "Hel"
     assert error is not None
-    assert (error.failure, error.retry) == (FailureCode.UPSTREAM_ERROR, True)
+    assert (error.failure, error.retryable) == (FailureCode.UPSTREAM_ERROR, True)
 
 
 async def test_nothing_listening_is_an_upstream_error(wire: Wire) -> None:
@@ -160,7 +160,7 @@ async def test_nothing_listening_is_an_upstream_error(wire: Wire) -> None:
         events, error = await collect(provider.stream(request(), attempt=1))
     assert events == []
     assert error is not None
-    assert (error.failure, error.retry) == (FailureCode.UPSTREAM_ERROR, True)
+    assert (error.failure, error.retryable) == (FailureCode.UPSTREAM_ERROR, True)
 
 
 async def test_an_error_carries_neither_credentials_nor_a_chain_that_could(server: WireProvider, wire: Wire) -> None:
@@ -183,7 +183,7 @@ async def test_a_refused_request_is_not_repeated(server: WireProvider, wire: Wir
     async with wire.connect(server, max_retries=5) as provider:
         _, error = await collect(provider.stream(request(), attempt=1))
     assert error is not None
-    assert (error.failure, error.retry, error.retry_after) == (FailureCode.RATE_LIMITED, True, 1.5)
+    assert (error.failure, error.retryable, error.retry_after) == (FailureCode.RATE_LIMITED, True, 1.5)
     assert len(server.requests) == 1
 
 
@@ -276,4 +276,4 @@ async def test_openai_broken_after_its_finish_reason_is_incomplete(server: WireP
 async def test_openai_finish_reason_error_is_an_error(server: WireProvider) -> None:
     _, error = await play(server, OPENAI, Reply.events(openai_stream("Hello", finish_reason="error")))
     assert error is not None
-    assert (error.failure, error.retry) == (FailureCode.UPSTREAM_ERROR, True)
+    assert (error.failure, error.retryable) == (FailureCode.UPSTREAM_ERROR, True)

@@ -149,7 +149,7 @@ async def test_options_that_cannot_be_are_refused_before_anything_is_sent(
         events, error = await collect(provider.stream(request(provider_options=options), attempt=1))
     assert events == []
     assert error is not None
-    assert (error.failure, error.retry) == (FailureCode.INVALID_REQUEST, False)
+    assert (error.failure, error.retryable) == (FailureCode.INVALID_REQUEST, False)
     assert field in error.message
     assert server.requests == []
 
@@ -176,7 +176,7 @@ async def test_without_a_key_it_is_upstream_auth() -> None:
     await provider.aclose()
     assert events == []
     assert error is not None
-    assert (error.failure, error.retry) == (FailureCode.UPSTREAM_AUTH, False)
+    assert (error.failure, error.retryable) == (FailureCode.UPSTREAM_AUTH, False)
 
 
 async def test_key_and_base_url_come_from_the_environment(
@@ -320,7 +320,7 @@ async def test_an_error_event_without_an_error_object_is_an_error(server: WirePr
     async with OPENAI.connect(server) as provider:
         _, error = await collect(provider.stream(request(), attempt=1))
     assert error is not None
-    assert (error.failure, error.retry) == (FailureCode.RATE_LIMITED, True)
+    assert (error.failure, error.retryable) == (FailureCode.RATE_LIMITED, True)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ async def test_a_fault_comes_instead_of_its_chunk(
     """Exactly `at_token` chunks come before it; the number of all chunks means before the end marker."""
     events, error = await collect({"tokens": 5, "faults": [{"at_token": at_token, "kind": kind}]})
     assert error is not None
-    assert (error.failure, error.retry, error.retry_after) == (code, True, retry_after)
+    assert (error.failure, error.retryable, error.retry_after) == (code, True, retry_after)
     assert texts(events) == list(sim_tokens(5, 0))[:at_token]
     assert len(events) == at_token
 
@@ -168,7 +168,7 @@ async def test_bad_options_are_refused_by_name(options: dict[str, Any], field: s
     events, error = await collect(options)
     assert events == []
     assert error is not None
-    assert (error.failure, error.retry) == (FailureCode.INVALID_REQUEST, False)
+    assert (error.failure, error.retryable) == (FailureCode.INVALID_REQUEST, False)
     assert field in error.message
 
 

@@ -116,7 +116,7 @@ def test_a_line_or_block_without_end_is_an_error(chunks: list[bytes]) -> None:
     with pytest.raises(ProviderError) as caught:
         read(*chunks)
     assert caught.value.failure is FailureCode.UPSTREAM_ERROR
-    assert caught.value.retry
+    assert caught.value.retryable
     assert str(MAX_BYTES) in caught.value.message
 
 

@@ -241,4 +241,4 @@ def _sentence(what: str, message: str) -> str:
 
 def _failed(verdict: _Verdict, message: str, *, retry_after: float | None = None) -> ProviderError:
     code, retry = verdict
-    return ProviderError(code, message, retry=retry, retry_after=retry_after)
+    return ProviderError(code, message, retryable=retry, retry_after=retry_after)

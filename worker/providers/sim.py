@@ -188,14 +188,14 @@ async def _until(due: float, *, turn: bool) -> None:
 async def _fail(fault: SimFault) -> None:
     match fault.kind:
         case "error":
-            raise ProviderError(FailureCode.UPSTREAM_ERROR, "sim: a simulated error", retry=True)
+            raise ProviderError(FailureCode.UPSTREAM_ERROR, "sim: a simulated error", retryable=True)
         case "rate_limit":
             raise ProviderError(
-                FailureCode.RATE_LIMITED, "sim: a simulated rate limit", retry=True, retry_after=RETRY_AFTER_SECONDS
+                FailureCode.RATE_LIMITED, "sim: a simulated rate limit", retryable=True, retry_after=RETRY_AFTER_SECONDS
             )
         case "truncate":
             raise ProviderError(
-                FailureCode.UPSTREAM_INCOMPLETE, "sim ended its stream without its terminal marker", retry=True
+                FailureCode.UPSTREAM_INCOMPLETE, "sim ended its stream without its terminal marker", retryable=True
             )
         case "stall":
             await asyncio.get_running_loop().create_future()

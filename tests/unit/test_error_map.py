@@ -1,0 +1,53 @@
+"""Every exception of ours has an answer, and no answer tells what it should not."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Iterator
+from importlib import import_module
+
+import pytest
+
+import api
+import broker
+import cli
+import worker
+from api.problem import STATUS, problem_of
+from broker.errors import LeaseLost, LegatoError, ProviderError
+from broker.events import FailureCode
+from broker.wire import StoreReplyError
+
+for package in (broker, worker, api, cli):
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)  # every module that may define an exception
+
+
+def subclasses(kind: type[LegatoError]) -> Iterator[type[LegatoError]]:
+    for each in kind.__subclasses__():
+        yield each
+        yield from subclasses(each)
+
+
+ALL = sorted(set(subclasses(LegatoError)), key=lambda kind: kind.__name__)
+
+
+@pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
+def test_every_exception_of_ours_is_mapped(kind: type[LegatoError]) -> None:
+    """To a status of its own or of its nearest ancestor, never only by the root."""
+    nearest = next(each for each in kind.__mro__ if each in STATUS)
+    assert nearest is not LegatoError or kind.__module__.startswith(("cli.", "api.auth"))
+    assert kind.code
+    assert 400 <= STATUS[nearest] < 600
+
+
+def test_there_are_as_many_as_we_think() -> None:
+    assert len(ALL) >= 15
+    assert {LeaseLost, ProviderError, StoreReplyError} <= set(ALL)
+
+
+def test_a_defect_tells_nothing_of_itself() -> None:
+    problem = problem_of(StoreReplyError("ERR user_script:12: the prompt was hello"))
+    assert problem.status == 500
+    assert "prompt" not in problem.detail
+    assert problem_of(ProviderError(FailureCode.INTERNAL, "sk-secret")).detail != "sk-secret"
