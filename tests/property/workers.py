@@ -49,7 +49,9 @@ class Gate:
         self._world = world
         self._held = list(inherited)
         self._put_back: str | None = None  # the log ends here, and what follows it is known
-        self._epochs = {lease.epoch}  # of all claims made through this gate, heard of or not
+        self._epochs = {
+            lease.epoch
+        }  # of the last claim made through this gate, heard of or not, and of what it replaced
         self._turn: asyncio.Future[bool] | None = None
         self._passed = asyncio.Event()
 
@@ -89,7 +91,9 @@ class Gate:
             self._world.promise(self._put_back is None, "what the store lost and its holder knows is put back")
             answer = await self._world.claim(owner, replacing)
             if isinstance(answer, Lease):
-                self._epochs.add(answer.epoch)
+                # A claim before that one, unheard of and forgotten, may come back with another failover. It is higher then
+                # by chance, and nobody can know it.
+                self._epochs = {answer.epoch, *([replacing.epoch] if replacing else [])}
         finally:
             self._passed.set()
         if reply_lost:
@@ -119,7 +123,7 @@ class Gate:
 
     @property
     def holds(self) -> bool:
-        """Whether the record names a claim that was made through this gate."""
+        """Whether the record names this writer's claim."""
         record = self._world.now.record
         return bool(record) and int(record["epoch"]) in self._epochs and record["state"] != "deleted"
 
@@ -133,8 +137,7 @@ class Gate:
             known = self._held[start : start + len(entries)]
             self._world.promise(
                 prev == self._put_back and list(entries[: len(known)]) == known,
-                "what the store lost and its holder knows is put back as it was"
-                + f" DEBUG {prev} {entries} {self._put_back} {known}",
+                "what the store lost and its holder knows is put back as it was",
             )
         for entry in entries:
             at = Position.parse(entry.position).seq - 1

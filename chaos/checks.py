@@ -1,0 +1,366 @@
+"""What must hold when everything has settled, and the exceptions, each as narrow as it can be told.
+
+The promises hold per surviving history of the store. What the store forgot while nobody held it is lost (queued,
+between attempts); so is what its worker and the store lost together, and a cancel within the lost interval. Every use
+of an exception needs a fault that explains this very case, and is counted in the report.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Final
+
+from chaos.faults import Done, Loss
+from chaos.follower import TERMINAL, Sightings, Violation
+from chaos.jobs import Job
+from chaos.processes import Child, Held
+from chaos.schedule import Kind
+
+#: A worker that lives through a loss puts back what it holds within this time.
+_HEAL_SECONDS: Final = 6.0
+#: A reader that comes without a cursor, or with a lost one, may be told 404 for so long after a loss.
+_UNSURE_SECONDS: Final = 35.0
+#: How long after a fault things may be slow, and how late an end may be told when nothing is wrong: a notification that
+#: is lost costs a second.
+_AFTERMATH_SECONDS: Final = 4.0
+_LATE_SECONDS: Final = 4.0
+_STARTING_SECONDS: Final = 5.0
+#: What a submit may be answered; 0 is nothing at all.
+_ANSWERS: Final = frozenset({0, 202, 429, 503})
+#: A worker counts a standstill from the last beat of its pulse on.
+_BEAT_SECONDS: Final = 1.0
+#: Clocks of the parties are one machine's, but log lines are written a moment after the fact.
+_SLACK_SECONDS: Final = 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Final_:
+    """What `GET /v1/generations/{id}` says in the end."""
+
+    status: int  # of HTTP
+    body: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What the checks found."""
+
+    violations: list[Violation] = field(default_factory=list)
+    exceptions: Counter[str] = field(default_factory=Counter)
+    excused: list[tuple[str, str]] = field(default_factory=list)  # why, which
+    ends: Counter[str] = field(default_factory=Counter)
+    characters: int = 0  # compared
+    texts: int = 0
+    prompt: int = 0  # ends whose delay could be judged
+    latest_seconds: float = 0.0
+
+    def excuse(self, why: str, generation: str) -> None:
+        self.exceptions[why] += 1
+        self.excused.append((why, generation))
+
+    def wrong(self, check: str, generation: str, detail: str) -> None:
+        self.violations.append(Violation(check, generation, detail))
+
+
+class Losses:
+    """What the store forgot, and who was there to put it back."""
+
+    def __init__(self, losses: Sequence[Loss], holdings: Sequence[Held], *, lease_seconds: float) -> None:
+        self._losses = losses
+        self._lease = lease_seconds
+        self._held: dict[str, list[Held]] = {}
+        for item in holdings:
+            self._held.setdefault(item.generation, []).append(item)
+
+    def why_gone(self, job: Job) -> str | None:
+        """Why the store may know nothing of a job, or None: it must."""
+        for loss in self._covering(str(job.id)):
+            if any(item.since > loss.forgets_until for item in self._held.get(str(job.id), [])):
+                continue  # it was claimed afterwards: that loss had spared it
+            if loss.since <= job.accepted_at <= loss.forgets_until:
+                if (why := self._why(loss, str(job.id))) is not None:
+                    return why
+                if job.cancel_asked_at is not None and loss.since <= job.cancel_asked_at <= loss.forgets_until:
+                    return "lost_with_its_cancel"
+        return None
+
+    def why_rolled_back(self, generation: str, at: float) -> str | None:
+        """Why something stored at that time may be forgotten, though the generation is not."""
+        for loss in self._covering(generation):
+            if loss.since - _SLACK_SECONDS <= at <= loss.forgets_until:
+                return f"rolled_back_by_{loss.kind.value}"
+        return None
+
+    def why_end_lost(self, generation: str) -> str | None:
+        """Why the store may have forgotten an end that it had acknowledged, with nobody there to put it back."""
+        for loss in self._covering(generation):
+            for item in self._held.get(generation, []):
+                acknowledged = item.ended_at is not None and loss.since <= item.ended_at <= loss.forgets_until
+                if acknowledged and self._was_out(item, loss):
+                    return "end_lost_with_its_worker"
+        return None
+
+    def why_key_forgotten(self, job: Job) -> str | None:
+        """Why the store may not know any more that an Idempotency-Key was used."""
+        for loss in self._losses:
+            if loss.forgets_until >= job.asked_at and loss.since <= max(job.accepted_at, job.asked_at):
+                return f"forgotten_by_{loss.kind.value}"
+        return None
+
+    def why_refused(self, generation: str, at: float) -> str | None:
+        """Why a reader may have been told at that time that there is nothing."""
+        for loss in self._covering(generation):
+            if loss.at - _SLACK_SECONDS <= at <= loss.until + _UNSURE_SECONDS:
+                return "refused_soon_after_a_loss"
+        return None
+
+    def _covering(self, generation: str) -> list[Loss]:
+        return [loss for loss in self._losses if loss.covers(generation)]
+
+    def _why(self, loss: Loss, generation: str) -> str | None:
+        holders = [
+            item
+            for item in self._held.get(generation, [])
+            if item.since - _SLACK_SECONDS <= loss.at <= item.until + _SLACK_SECONDS
+        ]
+        if not holders:
+            ended = any(
+                item.ended_at is not None and item.ended_at < loss.at for item in self._held.get(generation, [])
+            )
+            return "lost_after_its_end" if ended else "lost_unheld"
+        if all(self._was_out(item, loss) for item in holders):
+            return "lost_with_its_worker"
+        return None
+
+    def _was_out(self, item: Held, loss: Loss) -> bool:
+        """Whether the holder could not put it back: it ended too soon, or stood still for longer than its lease."""
+        if item.until < loss.until + _HEAL_SECONDS:
+            return True
+        return any(
+            until - since + _BEAT_SECONDS > self._lease
+            and since <= loss.until + _HEAL_SECONDS
+            and until >= loss.at - self._lease
+            for since, until in item.life.pauses
+        )
+
+
+def check_jobs(
+    jobs: Sequence[Job], finals: Mapping[str, Final_], sightings: Sightings, losses: Losses, verdict: Verdict
+) -> None:
+    """Every accepted job has ended, once, with the right text, and every client shows that text."""
+    for job in jobs:
+        if strange := set(job.answers) - _ANSWERS:
+            verdict.wrong("status", job.id or f"job {job.number}", f"a submit was answered {sorted(strange)}")
+        if job.id is None:
+            continue
+        generation, final = job.id, finals[job.id]
+        gone = losses.why_gone(job)
+        if final.status in (404, 410):
+            verdict.ends["lost"] += 1
+            if gone is None:
+                seen = json.dumps(sightings.ends.get(generation, {}))[:200]
+                verdict.wrong("202_and_gone", generation, f"GET says {final.status}; clients saw {seen}")
+            else:
+                verdict.excuse(gone, generation)
+            _check_readers(job, None, None, losses, verdict)
+            continue
+        state, text = str(final.body.get("status")), str(final.body.get("text"))
+        verdict.ends[state] += 1
+        if state not in TERMINAL:
+            verdict.wrong("202_and_no_end", generation, f"settled as {state}")
+            continue
+        _check_end(job, state, text, final.body, losses, verdict)
+        _check_readers(job, state, text, losses, verdict)
+        ends = sightings.ends.get(generation, {})
+        if len(ends) > 1:
+            why = losses.why_end_lost(generation)
+            if why is not None:
+                verdict.excuse(why, generation)
+            else:
+                verdict.wrong("two_ends", generation, f"clients saw {json.dumps(ends)[:400]}")
+
+
+def _check_end(job: Job, state: str, text: str, body: Mapping[str, Any], losses: Losses, verdict: Verdict) -> None:
+    generation = str(job.id)
+    match state:
+        case "completed":
+            if text != job.expected:
+                verdict.wrong("final_text", generation, _difference(text, job.expected))
+            if job.cancel_stored_at is not None:
+                why = losses.why_rolled_back(generation, job.cancel_stored_at)
+                if why is None:
+                    verdict.wrong("cancel_forgotten", generation, "202 to a cancel, and it ended completed")
+                else:
+                    verdict.excuse(f"cancel_{why}", generation)
+        case "cancelled":
+            if not job.expected.startswith(text):
+                verdict.wrong("final_text", generation, _difference(text, job.expected))
+            if job.cancel_asked_at is None:
+                verdict.wrong("cancelled_by_nobody", generation, json.dumps(dict(body))[-300:])
+        case _:
+            if not job.expected.startswith(text):
+                verdict.wrong("final_text", generation, _difference(text, job.expected))
+            if not job.may_fail:
+                verdict.wrong("failed", generation, json.dumps(body.get("error")))
+
+
+def _check_readers(job: Job, state: str | None, text: str | None, losses: Losses, verdict: Verdict) -> None:
+    """`state` and `text` None: nothing is left to compare with but what the job had to be."""
+    generation = str(job.id)
+    for reader in job.readers:
+        follower, who = reader.follower, reader.manners.transport.value
+        if reader.refused is not None:
+            why = losses.why_gone(job) or losses.why_refused(generation, reader.refused_at)
+            if state is None or (why is not None and reader.refused_with is None):
+                verdict.excuse(f"reader_{why}", generation)
+            else:
+                cursor = reader.refused_with
+                verdict.wrong("refused", generation, f"{who} with cursor {cursor} got {reader.refused}, but {state}")
+            continue
+        if follower.end is None:
+            verdict.wrong("client_without_end", generation, f"{who} at {follower.cursor}, {state}")
+            continue
+        verdict.texts += 1
+        verdict.characters += len(follower.text)
+        if text is None:
+            if follower.end == "completed" and follower.text != job.expected:
+                verdict.wrong("client_text", generation, f"{who}: {_difference(follower.text, job.expected)}")
+            continue
+        if follower.text != text:
+            detail = f"{_difference(follower.text, text)}; {follower.end}/{state}; verdicts {follower.verdicts[-8:]}"
+            verdict.wrong("client_text", generation, f"{who}: {detail}")
+        if follower.end != state:
+            verdict.wrong("client_end", generation, f"{who} saw {follower.end}, final is {state}")
+
+
+def check_promptness(
+    jobs: Sequence[Job], finals: Mapping[str, Final_], faults: Sequence[Done], verdict: Verdict
+) -> None:
+    """Whoever was connected when the end was stored, and when nothing was wrong, was told of it at once."""
+    troubles = [(done.since, done.until + _AFTERMATH_SECONDS) for done in faults if not _is_a_cut(done)]
+    for job in jobs:
+        stored_at = finals[job.id].body.get("ended_at") if job.id is not None else None
+        if stored_at is None:
+            continue
+        begins, ends = stored_at - _AFTERMATH_SECONDS, stored_at + _LATE_SECONDS
+        if any(since < ends and begins < until for since, until in troubles):
+            continue
+        for reader in job.readers:
+            for since, until in reader.attached:
+                if reader.manners.slow or not since < stored_at < until:
+                    continue
+                late = until - stored_at
+                verdict.prompt += 1
+                verdict.latest_seconds = max(verdict.latest_seconds, late)
+                if late > _LATE_SECONDS:
+                    who = reader.manners.transport.value
+                    verdict.wrong("late", str(job.id), f"{who} was attached for {late:.1f} s behind the end")
+
+
+def _is_a_cut(done: Done) -> bool:
+    """Faults that nobody can be under who is still connected."""
+    return done.fault.kind in (Kind.VIEWERS_CUT, Kind.VIEWERS_CUT_AT)
+
+
+def check_logs(logs: Mapping[str, list[tuple[str, str, str]]], losses: Sequence[Loss], verdict: Verdict) -> None:
+    """Dense, in order of epochs, one terminal event, the last one, none of an older epoch behind a newer; and nobody
+    takes the store for rolled back that was not."""
+    for key, entries in logs.items():
+        seq, epoch = 0, 0
+        generation = key[key.index("{") + 1 : key.index("}")]
+        for place, event, payload in entries:
+            if (
+                event == "reset"
+                and "store_rolled_back" in payload
+                and not any(loss.covers(generation) for loss in losses)
+            ):
+                verdict.wrong("rolled_back_by_nothing", generation, f"{payload} at {place}, and nothing was lost")
+            this_seq, _, this_epoch = place.partition("-")
+            if int(this_seq) != seq + 1:
+                verdict.wrong("hole", key, f"{place} after seq {seq}")
+            if int(this_epoch) < epoch:
+                verdict.wrong("older_epoch_in_log", key, f"{place} after epoch {epoch}")
+            if int(this_epoch) > epoch and event not in ("started", "reset", *TERMINAL, "status"):
+                verdict.wrong("epoch_without_start", key, f"{event} at {place} is the first of its epoch")
+            seq, epoch = int(this_seq), int(this_epoch)
+        ends = [place for place, event, _ in entries if event in TERMINAL]
+        if entries and ends != [entries[-1][0]]:
+            verdict.wrong("terminal_in_log", key, f"terminal events at {ends}, last entry {entries[-1][:2]}")
+
+
+def check_take_overs(holdings: Sequence[Held], losses: Losses, *, lease_seconds: float, verdict: Verdict) -> None:
+    """Nobody takes a generation from a worker that lives and is awake, whatever the store went through. Costs no text,
+    but it costs an attempt: the living would lose everything at every outage."""
+    by_generation: dict[str, list[Held]] = {}
+    for item in holdings:
+        by_generation.setdefault(item.generation, []).append(item)
+    for generation, items in by_generation.items():
+        items.sort(key=lambda item: item.since)
+        for before, after in pairwise(items):
+            let_go = before.ended_at or before.until
+            if after.since + _SLACK_SECONDS >= let_go or losses.why_rolled_back(generation, before.since):
+                continue
+            asleep = any(
+                since <= after.since and until >= after.since - lease_seconds - _AFTERMATH_SECONDS
+                for since, until in before.life.pauses
+            )
+            if not asleep:
+                names = f"{after.life.log.stem} took it from {before.life.log.stem}"
+                late = let_go - after.since
+                verdict.wrong("taken_from_the_living", generation, f"{names}, which let go {late:.1f} s later")
+
+
+def check_stored(
+    jobs: Sequence[Job],
+    stored: Mapping[str, int | None],  # generation -> number of its job
+    losses: Losses,
+    verdict: Verdict,
+) -> None:
+    """What is stored is what was accepted: a refusal stored nothing, a repeated submit stored nothing more."""
+    accepted = {job.id for job in jobs}
+    for generation, number in stored.items():
+        if generation in accepted:
+            continue
+        job = jobs[number] if number is not None and number < len(jobs) else None
+        if job is None:
+            verdict.wrong("unknown_record", generation, f"nobody asked for it (number {number})")
+        elif job.key is None and job.answers[-1] == 0:
+            verdict.excuse("answer_lost_without_key", generation)
+        elif job.key is None:
+            verdict.wrong("refused_and_stored", generation, f"job {number} got {job.answers}, no key")
+        elif losses.why_key_forgotten(job):
+            verdict.excuse("key_forgotten", generation)
+        else:
+            verdict.wrong("stored_twice", generation, f"job {number} is {job.id}, answers {job.answers}")
+
+
+def check_processes(children: Sequence[Child], verdict: Verdict) -> None:
+    """Nobody logged an error, nobody ended unasked, nobody had to be killed."""
+    for child in children:
+        for life in child.lives:
+            for line in life.complaints()[:3]:
+                verdict.wrong("complaint", child.name, line)
+            code = life.process.returncode
+            starting = (life.ended_at or time.time()) - life.started_at < _STARTING_SECONDS
+            if code == -signal.SIGTERM and starting:
+                continue  # it was told to stop before it could listen to that
+            if code not in (None, 0, -signal.SIGKILL):
+                verdict.wrong("exit", child.name, f"{life.log.name} ended with status {code}")
+        if child.slow_stops:
+            verdict.wrong("slow_stop", child.name, f"{child.slow_stops} times SIGTERM was not enough")
+
+
+def _difference(found: str, wanted: str) -> str:
+    at = next(
+        (at for at, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), min(len(found), len(wanted))
+    )
+    return (
+        f"{len(found)} characters for {len(wanted)}, different from {at}: "
+        f"{found[max(0, at - 20) : at + 30]!r} for {wanted[max(0, at - 20) : at + 30]!r}"
+    )

@@ -1,0 +1,67 @@
+"""`legato chaos`: break a deployment of its own for some minutes, and show that no character was lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+import click
+import uvloop
+
+from chaos.report import as_json, table
+from chaos.run import run
+from chaos.schedule import Kind, Profile
+
+_FAILED: Final = 1
+
+
+@click.command()
+@click.option("--minutes", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Of faults, in all.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Which schedule.")
+@click.option(
+    "--profile",
+    type=click.Choice([*(profile.value for profile in Profile), "all"]),
+    default="single",
+    show_default=True,
+    help="Shape of the store; all shares the minutes between them.",
+)
+@click.option(
+    "--users", type=click.IntRange(1), default=8, show_default=True, help="Who submit, each with 1 to 4 readers."
+)
+@click.option("--faults", default="", help="Only these kinds, separated by commas.")
+@click.option("--json", "as_file", type=click.Path(dir_okay=False, path_type=Path), help="Write everything here.")
+@click.option("--logs", type=click.Path(file_okay=False, path_type=Path), help="Keep the processes' logs here.")
+def chaos(
+    minutes: float, seed: int, profile: str, users: int, faults: str, as_file: Path | None, logs: Path | None
+) -> None:
+    """Break a deployment for some minutes, and show that no character is lost or repeated.
+
+    Starts servers, APIs, workers and clients of its own; exits 1 if anything was violated.
+    """
+    profiles = list(Profile) if profile == "all" else [Profile(profile)]
+    kinds = tuple(Kind(name.strip()) for name in faults.split(",")) if faults else None
+    results = []
+    for each in profiles:
+        click.echo(f"{each.value}, seed {seed}: {60 * minutes / len(profiles):.0f} s of faults", err=True)
+        result = uvloop.run(
+            run(
+                each,
+                seed=seed,
+                seconds=60 * minutes / len(profiles),
+                users=users,
+                directory=logs / each.value if logs else None,
+                kinds=kinds,
+                say=lambda text: click.echo(text, err=True),
+            )
+        )
+        results.append(result)
+        click.echo(table(result) + "\n")
+    if as_file is not None:
+        as_file.write_text(json.dumps(as_json(results), indent=1))
+    if any(result.verdict.violations for result in results):
+        raise click.exceptions.Exit(_FAILED)
+
+
+if __name__ == "__main__":
+    chaos()

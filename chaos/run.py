@@ -1,0 +1,332 @@
+"""One run: start a deployment, let users use it while a schedule breaks it, let it settle, check."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from broker.keys import Keys
+from chaos.checks import (
+    Final_,
+    Losses,
+    Verdict,
+    check_jobs,
+    check_logs,
+    check_processes,
+    check_promptness,
+    check_stored,
+    check_take_overs,
+)
+from chaos.clients import PING_SECONDS, Reader, Seen
+from chaos.doors import Door
+from chaos.faults import Done, Faults, end
+from chaos.follower import TERMINAL, Sightings, Violation
+from chaos.jobs import Jobs, User, sim_texts
+from chaos.processes import Api, Child, Reading, held
+from chaos.proxy import Proxy
+from chaos.schedule import Fault, Kind, Profile, plan
+from chaos.stores import Stores, free_port, stores_of
+
+LEASE_SECONDS: Final = 2.0
+#: As the worker's setting of that name.
+HEAL_SECONDS: Final = 300.0
+STORE_CONNECTIONS: Final = 24
+
+#: After the last fault everything accepted has to end within this time: the longest job, the 30 s in which a lost one
+#: may still come back, and some seconds for a slow machine.
+_SETTLE_SECONDS: Final = 90.0
+_QUIET_SECONDS: Final = 3.0
+
+#: Violations that are told while they happen, at most so many a second.
+_TOLD_AT_ONCE: Final = 3
+
+#: What a process may hold when nobody uses it any more.
+_MOST_BYTES: Final = 300 * 1024 * 1024
+_DESCRIPTORS: Final = 40  # beside its connections to the store
+
+#: No text ends up longer than this to be settled: see `jobs`.
+_APIS: Final = 2
+_WORKERS: Final = 3
+
+
+@dataclass(slots=True)
+class Result:
+    """What a run was, and what it found."""
+
+    profile: Profile
+    seed: int
+    seconds: float
+    verdict: Verdict
+    done: list[Done]
+    seen: Seen
+    jobs: int = 0
+    accepted: int = 0
+    refused: int = 0
+    readers: int = 0
+    resets: int = 0
+    positions: int = 0
+    readings: dict[str, Reading] = field(default_factory=dict)
+
+    @property
+    def faults(self) -> Counter[str]:
+        return Counter(done.fault.kind.value for done in self.done if not done.problem)
+
+
+async def run(
+    profile: Profile,
+    *,
+    seed: int,
+    seconds: float,
+    users: int,
+    directory: Path | None = None,
+    kinds: tuple[Kind, ...] | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Result:
+    """Run a profile under a seed for so long. The logs of all processes stay in `directory` if one is given."""
+    keep = directory is not None
+    directory = directory or Path(tempfile.mkdtemp(prefix="legato-chaos-"))
+    directory.mkdir(parents=True, exist_ok=True)
+    stores = stores_of(profile)
+    try:
+        await stores.start()
+        return await _Run(profile, stores, directory, seed=seed, seconds=seconds, users=users, say=say).go(
+            plan(seed, profile, seconds, kinds=kinds)
+        )
+    finally:
+        await stores.stop()
+        if not keep:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+class _Run:
+    def __init__(
+        self,
+        profile: Profile,
+        stores: Stores,
+        directory: Path,
+        *,
+        seed: int,
+        seconds: float,
+        users: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self._stores = stores
+        self._users = users
+        self._say = say
+        self._prefix = f"chaos{seed}"
+        self._keys = Keys(self._prefix)
+        environment = self._environment()
+        self._apis = [Api(f"api-{number}", free_port(), environment, directory) for number in range(_APIS)]
+        self._workers = [Child(f"worker-{number}", ["worker"], environment, directory) for number in range(_WORKERS)]
+        self._sightings = Sightings()
+        self._violations: list[Violation] = []
+        self._calm = asyncio.Event()
+        self._seed = seed
+        self._verdict = Verdict(violations=self._violations)
+        self._result = Result(profile, seed, seconds, self._verdict, [], Seen())
+
+    @property
+    def _children(self) -> list[Child]:
+        return [*self._apis, *self._workers]
+
+    async def go(self, schedule: list[Fault]) -> Result:
+        jobs = Jobs(self._seed, await asyncio.to_thread(sim_texts))
+        doors: list[Door] = []
+        try:
+            for child in self._children:
+                child.start()
+            for api in self._apis:
+                await api.wait_ready()
+                doors.append(Door(api, await Proxy.start(("127.0.0.1", api.port))))
+            await self._break(jobs, doors, schedule)
+            await self._look(jobs, doors)
+        finally:
+            await end(self._children)
+            for door in doors:
+                await door.proxy.aclose()
+        check_processes(self._children, self._verdict)
+        return self._result
+
+    async def _break(self, jobs: Jobs, doors: list[Door], schedule: list[Fault]) -> None:
+        """Users and faults; then only what is left of the users."""
+        stop = asyncio.Event()
+        faults = Faults(
+            stores=self._stores, apis=self._apis, workers=self._workers, doors=doors, keys=self._keys, jobs=jobs
+        )
+
+        def reader(generation: str, draw: random.Random) -> Reader:
+            return Reader(
+                generation,
+                doors=doors,
+                draw=draw,
+                sightings=self._sightings,
+                violations=self._violations,
+                seen=self._result.seen,
+                calm=self._calm,
+            )
+
+        users = [
+            asyncio.create_task(
+                User(jobs, doors=doors, draw=random.Random(f"{self._seed}:{number}"), reader=reader, stop=stop).run()
+            )
+            for number in range(self._users)
+        ]
+        breaking = asyncio.create_task(faults.run(schedule))
+        started, told = asyncio.get_running_loop().time(), 0
+        while (elapsed := asyncio.get_running_loop().time() - started) < self._result.seconds or not breaking.done():
+            await asyncio.sleep(1.0)
+            self._revive()
+            for violation in self._violations[told : told + _TOLD_AT_ONCE]:
+                self._say(f"{elapsed:.0f} s: {violation.check} {violation.generation}: {violation.detail}")
+            told = len(self._violations)
+            if int(elapsed) % 30 == 0:
+                self._say(f"{elapsed:.0f} s: {len(jobs.all)} jobs, {len(faults.done)} faults, {self._progress()}")
+        await breaking
+        stop.set()
+        self._calm.set()
+        await self._stores.settle()
+        for door in doors:
+            door.proxy.release()
+        self._revive()
+        self._result.done = faults.done
+        self._faults = faults
+        _, waiting = await asyncio.wait(users, timeout=_SETTLE_SECONDS)
+        for task in waiting:
+            task.cancel()
+        for outcome in await asyncio.gather(*users, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
+
+    def _revive(self) -> None:
+        """A process that nobody took down must not be down; what comes after is to be tested all the same."""
+        for child in self._children:
+            if not child.busy.locked() and not child.alive:
+                self._verdict.wrong("exit", child.name, f"{child.now.log.name} ended by itself")
+                child.start()
+
+    def _progress(self) -> str:
+        return f"{self._result.seen.connections} connections, {len(self._violations)} violations"
+
+    async def _look(self, jobs: Jobs, doors: list[Door]) -> None:
+        """The checks."""
+        verdict, user = self._verdict, self._asker(jobs, doors)
+        for job in jobs.all:
+            if job.id is None and job.key is not None and job.gave_up:
+                # Refused, perhaps half-stored: the same submit again has to finish it, or begin anew.
+                status, answer = await _patiently(partial(user.ask, "POST", "/v1/generations", job.body, key=job.key))
+                if status == 202:
+                    job.id, job.accepted_at = str(answer["id"]), time.time()
+                else:
+                    verdict.wrong("submit_again", f"job {job.number}", f"{status} {answer}")
+        finals = await self._finals(jobs, user)
+        records = await asyncio.to_thread(self._records)
+        logs = await asyncio.to_thread(self._stores.logs, f"{self._prefix}:*:log")
+        holdings = held(self._workers, heal_seconds=HEAL_SECONDS)
+        losses = Losses(self._faults.losses, holdings, lease_seconds=LEASE_SECONDS)
+        accepted = {str(job.id) for job in jobs.all if job.id}
+        check_jobs(jobs.all, finals, self._sightings, losses, verdict)
+        check_promptness(jobs.all, finals, self._faults.done, verdict)
+        check_take_overs(holdings, losses, lease_seconds=LEASE_SECONDS, verdict=verdict)
+        check_logs(logs, self._faults.losses, verdict)
+        check_stored(jobs.all, records, losses, verdict)
+        result = self._result
+        result.jobs, result.accepted = len(jobs.all), len(accepted)
+        result.refused = sum(job.id is None for job in jobs.all)
+        readers = [reader for job in jobs.all for reader in job.readers]
+        result.readers = len(readers)
+        result.resets = sum(reader.follower.resets for reader in readers)
+        result.positions = len(self._sightings.at)
+        await self._leaks()
+
+    async def _finals(self, jobs: Jobs, user: User) -> dict[str, Final_]:
+        """The last word on every accepted job; waits for those that have not ended."""
+        finals: dict[str, Final_] = {}
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        for job in jobs.all:
+            while job.id is not None:
+                status, body = await _patiently(partial(user.ask, "GET", f"/v1/generations/{job.id}", None))
+                finals[job.id] = Final_(status=status, body=body)
+                if status != 200 or body["status"] in TERMINAL or time.monotonic() > deadline:
+                    break
+                await asyncio.sleep(0.2)
+        return finals
+
+    def _asker(self, jobs: Jobs, doors: list[Door]) -> User:
+        def nobody(generation: str, draw: random.Random) -> Reader:
+            raise AssertionError
+
+        return User(jobs, doors=doors, draw=random.Random(0), reader=nobody, stop=asyncio.Event())
+
+    def _records(self) -> dict[str, int | None]:
+        found: dict[str, int | None] = {}
+        for key in self._stores.keys(f"{self._prefix}:{{gen_*}}:record"):
+            metadata = self._stores.fields(key, "metadata")[0]
+            number = _number(metadata)
+            found[self._keys.generation_of_record(key)] = number
+        return found
+
+    async def _leaks(self) -> None:
+        """With nobody using it, nothing may be left of the use."""
+        await asyncio.sleep(_QUIET_SECONDS)
+        verdict, servers = self._verdict, len(self._stores.servers)
+        most = _DESCRIPTORS + (STORE_CONNECTIONS + 4) * servers
+        for child in self._children:
+            if not child.alive:
+                verdict.wrong("exit", child.name, "ended by itself")
+                continue
+            reading = self._result.readings[child.name] = child.reading()
+            if reading.resident_bytes > _MOST_BYTES:
+                verdict.wrong("memory", child.name, f"{reading.resident_bytes // 2**20} MiB")
+            if reading.descriptors > most:
+                verdict.wrong(
+                    "descriptors", child.name, f"{reading.descriptors}, at most {most}; {dict(child.peers())}"
+                )
+        if channels := await asyncio.to_thread(self._stores.channels):
+            verdict.wrong("subscriptions", "store", f"nobody reads, and subscribed are {channels[:5]}")
+        clients = await asyncio.to_thread(self._stores.clients)
+        if clients > len(self._children) * (STORE_CONNECTIONS + 4) * servers:
+            verdict.wrong("connections", "store", f"{clients} connections")
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("LEGATO_")}
+        return inherited | {
+            "PYTHONUNBUFFERED": "1",
+            "LEGATO_REDIS_URL": self._stores.url,
+            "LEGATO_PREFIX": self._prefix,
+            "LEGATO_PROVIDERS": "sim",
+            "LEGATO_LEASE_SECONDS": f"{LEASE_SECONDS:g}",
+            "LEGATO_DRAIN_SECONDS": "1",
+            "LEGATO_STORE_TIMEOUT_SECONDS": "2",
+            "LEGATO_STORE_CONNECTIONS": str(STORE_CONNECTIONS),
+            "LEGATO_SWEEP_SECONDS": "5",
+            "LEGATO_PING_SECONDS": f"{PING_SECONDS:g}",
+            "LEGATO_STREAM_MAX_AGE_SECONDS": "20",
+            "LEGATO_HEAL_SECONDS": f"{HEAL_SECONDS:g}",
+        }
+
+
+async def _patiently(ask: Callable[[], Coroutine[Any, Any, tuple[int, dict[str, Any]]]]) -> tuple[int, dict[str, Any]]:
+    """Ask until there is an answer that is not `come again`."""
+    status, body = 0, dict[str, Any]()
+    for _ in range(100):
+        status, body = await ask()
+        if status not in (0, 429, 503):
+            break
+        await asyncio.sleep(0.2)
+    return status, body
+
+
+def _number(metadata: str | None) -> int | None:
+    number = json.loads(metadata or "{}").get("chaos")
+    return number if isinstance(number, int) else None

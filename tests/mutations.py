@@ -1,0 +1,285 @@
+"""Do the property tests notice when a rule is gone? `.venv/bin/python -m tests.mutations [word …]`
+
+Each mutation takes ONE rule out of a copy of the tree, by replacing a piece of text, and runs the property tests that
+have to fail then. Prints a table: which rule, and the assertion that missed it. Exits 1 when a mutation survives, when
+the unchanged copy fails, or when the text that a mutation replaces is no longer there. With words, only mutations whose
+names contain one of them. Takes some minutes; not part of `make test`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+TREE = Path(__file__).resolve().parent.parent
+COPIED = ("broker", "worker", "api", "cli", "tests", "pyproject.toml")
+LOG = "tests/property/test_log_model.py"
+QUEUE = "tests/property/test_queue_model.py"
+EVENTS = "tests/property/test_events_model.py"
+#: Time one run of a test file may take.
+RUN_SECONDS = 600
+AT_ONCE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """One rule taken out: in `file`, `old` (which stands there once) becomes `new`; one of `caught_by` must fail."""
+
+    rule: str
+    file: str
+    old: str
+    new: str
+    caught_by: Sequence[str]
+
+
+MUTATIONS = (
+    Mutation(
+        rule="append: an earlier epoch is fenced",
+        file="broker/scripts/append.lua",
+        old="or stored_epoch > epoch or",
+        new="or",
+        caught_by=[LOG],
+    ),
+    Mutation(
+        rule="append: another owner of the same epoch is fenced",
+        file="broker/scripts/append.lua",
+        old=" or (stored_epoch == epoch and r[2] ~= ARGV[2])",
+        new="",
+        caught_by=[LOG],
+    ),
+    Mutation(
+        rule="append: duplicates are told by whole ids, not by seqs",
+        file="broker/scripts/append.lua",
+        old="if id_at(i) == last then",
+        new="if seq_of(id_at(i)) == seq_of(last) then",
+        caught_by=[LOG],
+    ),
+    Mutation(
+        rule="append: the log must end at prev, by its whole id",
+        file="broker/scripts/append.lua",
+        old="if last == ARGV[3] then",
+        new="if seq_of(last) == seq_of(ARGV[3]) then",
+        caught_by=[LOG],
+    ),
+    Mutation(
+        rule="append: nothing follows a terminal event",
+        file="broker/scripts/append.lua",
+        old="if TERMINAL[last_field] then return {'closed', last} end",
+        new="",
+        caught_by=[LOG],
+    ),
+    Mutation(
+        rule="append: after a cancel only `cancelled` ends it",
+        file="broker/scripts/append.lua",
+        old="if r[4] and r[4] ~= '' and TERMINAL[final] and final ~= 'cancelled' then",
+        new="if false then",
+        caught_by=[LOG],
+    ),
+    Mutation(
+        rule="append: a rolled-back record learns of the claim it forgot",
+        file="broker/scripts/append.lua",
+        old="  if stored_epoch < epoch then\n",
+        new="  if false then\n",
+        caught_by=[LOG],
+    ),
+    Mutation(
+        rule="claim: the epoch jumps when claims may be forgotten",
+        file="broker/scripts/claim.lua",
+        old="if replid == '' or replid ~= r[5] then",
+        new="if false then",
+        caught_by=[LOG],
+    ),
+    Mutation(
+        rule="claim: a live lease is respected",
+        file="broker/scripts/claim.lua",
+        old="if left > 0 then",
+        new="if false then",
+        caught_by=[LOG],
+    ),
+    Mutation(
+        rule="claim: an ended generation is not claimed",
+        file="broker/scripts/claim.lua",
+        old="if ENDED[r[4]] then",
+        new="if false then",
+        caught_by=[LOG],
+    ),
+    Mutation(
+        rule="cancel: it writes under a higher epoch",
+        file="broker/scripts/cancel.lua",
+        old="local epoch = tonumber(r[1]) + 1\n",
+        new="local epoch = math.max(1, tonumber(r[1]))\n",
+        caught_by=[LOG],
+    ),
+    Mutation(
+        rule="read: a cursor is held only by its whole id",
+        file="broker/scripts/read.lua",
+        old="if entries[1] and entries[1][1] == ARGV[1] then",
+        new="entries = redis.call('XRANGE', KEYS[2], seq_of(ARGV[1]) .. '-0', '+')\n"
+        "  if entries[1] and seq_of(entries[1][1]) == seq_of(ARGV[1]) then",
+        caught_by=[LOG],
+    ),
+    Mutation(
+        rule="window: a notification joins only behind its prev",
+        file="broker/window.py",
+        old="if prev != self.last:",
+        new="if self.last is None:",
+        caught_by=[LOG, EVENTS],
+    ),
+    Mutation(
+        rule="window: joined by the whole position, not by its seq",
+        file="broker/window.py",
+        old="if prev != self.last:",
+        new='if self.last is None or prev.split("-")[0] != self.last.split("-")[0]:',
+        caught_by=[EVENTS],
+    ),
+    Mutation(
+        rule="writer: the whole log is held, not only its own events",
+        file="worker/writer.py",
+        old="self._entries[seq - 1].position == position",
+        new='position == self._entries[seq - 1].position and position.endswith(f"-{self.lease.epoch}")',
+        caught_by=[LOG],
+    ),
+    Mutation(
+        rule="writer: what it writes anew stands behind a reset",
+        file="worker/writer.py",
+        old="self.add(Reset(attempt=",
+        new="(lambda event: None)(Reset(attempt=",
+        caught_by=[LOG],
+    ),
+    Mutation(
+        rule="queue: a hint that is there is not added again",
+        file="broker/scripts/enqueue.lua",
+        old="if redis.call('ZSCORE', KEYS[2], ARGV[4]) or redis.call('ZSCORE', KEYS[1], ARGV[4]) then return 0 end",
+        new="",
+        caught_by=[QUEUE],
+    ),
+    Mutation(
+        rule="queue: a hint in flight is not added again",
+        file="broker/scripts/enqueue.lua",
+        old="redis.call('ZSCORE', KEYS[2], ARGV[4]) or ",
+        new="",
+        caught_by=[QUEUE],
+    ),
+    Mutation(
+        rule="queue: what is taken stays in flight",
+        file="broker/scripts/take.lua",
+        old="  redis.call('ZADD', KEYS[3], string.format('%.0f', now + tonumber(ARGV[2])), hint)\n",
+        new="",
+        caught_by=[QUEUE],
+    ),
+    Mutation(
+        rule="queue: a tenant's hints are tagged one after the other",
+        file="broker/scripts/enqueue.lua",
+        old="redis.call('ZADD', KEYS[1], string.format('%.17g', tag), ARGV[4])",
+        new="redis.call('ZADD', KEYS[1], '0', ARGV[4])",
+        caught_by=[QUEUE],
+    ),
+    Mutation(
+        rule="queue: an idle tenant starts at the present, not in the past",
+        file="broker/scripts/enqueue.lua",
+        old="math.max(tonumber(redis.call('HGET', KEYS[4], ARGV[1]) or '0'),",
+        new="math.max(0,",
+        caught_by=[QUEUE],
+    ),
+    Mutation(
+        rule="queue: weights count",
+        file="broker/scripts/enqueue.lua",
+        old="tag + 1 / tonumber(ARGV[3])",
+        new="tag + 1",
+        caught_by=[QUEUE],
+    ),
+    Mutation(
+        rule="queue: batch has its turns",
+        file="broker/scripts/take.lua",
+        old="% tonumber(ARGV[3]) == 0 and 2 or 1",
+        new="% tonumber(ARGV[3]) == -1 and 2 or 1",
+        caught_by=[QUEUE],
+    ),
+    Mutation(
+        rule="position: no leading zeros",
+        file="broker/position.py",
+        old="[1-9][0-9]{0,15}-",
+        new="[0-9]{1,16}-",
+        caught_by=[EVENTS],
+    ),
+    Mutation(
+        rule="position: nothing behind it, not even a newline",
+        file="broker/position.py",
+        old="_GRAMMAR.fullmatch(text)",
+        new="_GRAMMAR.match(text)",
+        caught_by=[EVENTS],
+    ),
+)
+
+
+def main(words: list[str]) -> int:
+    chosen = [each for each in MUTATIONS if not words or any(word in each.rule for word in words)]
+    with tempfile.TemporaryDirectory(prefix="mutations-") as scratch:
+        plain = copy_tree(Path(scratch) / "unchanged")
+        for file in (LOG, QUEUE, EVENTS):
+            if (failure := first_failure(plain, file)) is not None:
+                print(f"{file} fails on the unchanged tree: {failure}", file=sys.stderr)
+                return 1
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            outcomes = list(pool.map(lambda at: outcome(chosen[at], Path(scratch) / str(at)), range(len(chosen))))
+    width = max(len(each.rule) for each in chosen)
+    survived = 0
+    for mutation, failures in zip(chosen, outcomes, strict=True):
+        for file, failure in failures.items():
+            survived += failure is None
+            print(f"{mutation.rule:<{width}}  {failure or f'SURVIVED {file}'}")
+    print(f"{len(chosen)} rules, {survived} survived")
+    return 1 if survived else 0
+
+
+def outcome(mutation: Mutation, place: Path) -> dict[str, str | None]:
+    """For each test file that has to notice: what it said, or None when it noticed nothing."""
+    tree = copy_tree(place)
+    target = tree / mutation.file
+    text = target.read_text()
+    if text.count(mutation.old) != 1:
+        raise SystemExit(f"{mutation.file} holds {text.count(mutation.old)} times, not once: {mutation.old!r}")
+    target.write_text(text.replace(mutation.old, mutation.new))
+    return {file: first_failure(tree, file) for file in mutation.caught_by}
+
+
+def copy_tree(place: Path) -> Path:
+    place.mkdir()
+    for name in COPIED:
+        if (TREE / name).is_dir():
+            shutil.copytree(TREE / name, place / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        else:
+            shutil.copy(TREE / name, place / name)
+    return place
+
+
+def first_failure(tree: Path, file: str) -> str | None:
+    """The first test that fails and its message; None when all pass. A run that did not get to testing is an error."""
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", "-p", "no:cacheprovider", file],
+        cwd=tree,
+        env={**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "LEGATO_MODEL_SHRINK": "no"},
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS,
+        check=False,
+    )
+    if run.returncode == 0:
+        return None
+    failed = re.search(r"^FAILED \S+::(\S+)", run.stdout, re.MULTILINE)
+    if run.returncode != 1 or failed is None:
+        raise SystemExit(f"{file} could not be run:\n{run.stdout[-3000:]}{run.stderr[-3000:]}")
+    said = re.search(r"^E +(?:\w+(?:\.\w+)*: )?(\S.*)$", run.stdout, re.MULTILINE)
+    return f"{failed[1]}: {said[1][:90] if said else ''}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
