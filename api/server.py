@@ -64,6 +64,8 @@ class Protocol(HttpToolsProtocol):
             while not transport.is_closing() and transport.get_write_buffer_size():
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.05)  # what the kernel holds goes out before the reset
+        if transport.is_closing():
+            return
         connection: Any = transport.get_extra_info("socket")
         if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)

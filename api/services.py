@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 
 import structlog
 
-from broker.errors import LegatoError, StoreError
+from broker.errors import GenerationExpired, LegatoError, StoreError
 from broker.events import CancelReason
 from broker.generation import Record
 from broker.log import Log
@@ -93,7 +93,12 @@ class Services:
         """Do something beside the requests. It is lost with the process: only for what somebody else would do too."""
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("background_defect", task=task.get_name(), error=repr(error)[:300])
 
     async def see_cancelled(self, record: Record, reason: CancelReason) -> None:
         """Write the end of a cancelled generation whose worker does not answer."""
@@ -102,6 +107,8 @@ class Services:
             try:
                 if await self.records.cancel(record, reason) is not CancelOutcome.REQUESTED:
                     return
+            except GenerationExpired:
+                return
             except StoreError as exc:
                 _log.warning("cancel_unconfirmed", generation=record.id, error=str(exc))
 

@@ -18,7 +18,13 @@ import orjson
 
 from api.frames import Framing, merged, open_data
 from api.services import Services
-from broker.errors import DataLost, GenerationExpired, GenerationUnknown, LegatoError, StoreUnavailable
+from broker.errors import (
+    DataLost,
+    GenerationDeleted,
+    GenerationUnknown,
+    LegatoError,
+    StoreUnavailable,
+)
 from broker.events import CancelReason, Entry
 from broker.log import FIRST_PAGE, NEXT_PAGE, PAGE_BYTES, Page
 from broker.position import BEGINNING
@@ -117,11 +123,12 @@ class Viewer:
             if begin.page.entries:
                 chunk += self._merged(begin.page.entries)
             yield chunk
-        if self.finished:
+        if self._has_finished():
             return
         if begin.page.state.is_terminal:
             async for chunk in self._replay():
                 yield chunk
+        if self._has_finished():
             return
         async with AsyncExitStack() as attached:
             if begin.page.counts_viewers:
@@ -130,10 +137,16 @@ class Viewer:
             async for chunk in self._live(topic):
                 yield chunk
 
+    def _has_finished(self) -> bool:
+        """Asked anew each time: sending changes it."""
+        return self.finished
+
     async def _replay(self) -> AsyncIterator[bytes]:
-        """The rest of a log that has ended."""
+        """The rest of a log that has ended. One that has lost its end meanwhile runs dry: its holder puts it back."""
         while not self.finished:
             page = await self._read()
+            if page.held and not page.entries:
+                return
             yield self._merged(page.entries) if page.held else await self._refold("rewound")
 
     async def _live(self, topic: Topic) -> AsyncIterator[bytes]:
@@ -157,7 +170,7 @@ class Viewer:
                     if page.held and self.cursor == page.last:
                         topic.window.start(page.last)
                 lost_at = None
-            except GenerationExpired:
+            except GenerationDeleted:
                 chunk = self._deleted()
             except (GenerationUnknown, DataLost):
                 lost_at = lost_at or self._clock()

@@ -52,6 +52,10 @@ class Confirmer:
         except Redirected as moved:
             await self._store.refresh()
             raise StoreUnavailable("the slot is moving") from moved
+        except StoreUnavailable as exc:
+            if not isinstance(exc, NotReplicated):
+                await self._store.refresh()
+            raise
         finally:
             idle.append(wire)
 

@@ -32,14 +32,25 @@ from redis.asyncio import (
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import AuthenticationError, AuthorizationError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
 
 from broker.errors import StoreError, StoreUnavailable, StoreUnusable
 from broker.settings import Settings
-from broker.wire import TRANSIENT, Address, Credentials, ScriptUnknown, StoreReplyError
+from broker.wire import TRANSIENT, Address, Credentials, StoreReplyError
 
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_keyfile")
 _SCHEMES = ("redis", "rediss", "unix", "sentinel", "sentinels", "cluster", "clusters")
+
+
+#: What redis-py raises when a server is away: not all of it is a `RedisError`, and on a connection that is being reset
+#: the loop's own errors come through (`RuntimeError`: the handler is closed; `AttributeError`: the stream is None).
+FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError, RuntimeError, AttributeError)
 
 
 class Topology(Protocol):
@@ -54,6 +65,14 @@ class Topology(Protocol):
 
     async def refresh(self) -> None:
         """Ask anew where things are: an answer showed that what is known is wrong."""
+        ...
+
+    def forget(self) -> None:
+        """A connection broke: what is known of the primary may be wrong."""
+        ...
+
+    async def primaries(self) -> list[Address]:
+        """Every server that holds data of its own."""
         ...
 
     def scan(self, pattern: str) -> AsyncIterator[bytes]:
@@ -104,8 +123,6 @@ def translate(exc: Exception) -> StoreError:
     match exc:
         case AuthenticationError() | AuthorizationError():
             return StoreUnusable("Redis refuses our credentials")
-        case NoScriptError():
-            return ScriptUnknown("the server does not know the script")
         case ResponseError() if type(exc) is ResponseError and str(exc).partition(" ")[0] not in TRANSIENT:
             return StoreReplyError(str(exc))
         case _:  # connection and time-out errors, and the error replies that redis-py has classes for, all pass
@@ -135,6 +152,12 @@ class _Single:
 
     async def refresh(self) -> None:
         return None
+
+    def forget(self) -> None:
+        return None
+
+    async def primaries(self) -> list[Address]:
+        return [self._address]
 
     def scan(self, pattern: str) -> AsyncIterator[bytes]:
         return self.commands.scan_iter(match=pattern, count=200)
@@ -170,13 +193,19 @@ class _Sentinels:
         if self._primary is None:
             try:
                 host, port = await self._sentinel.discover_master(self._service)
-            except RedisError as exc:
+            except FAILURES as exc:
                 raise StoreUnavailable("no Sentinel names a primary") from exc
             self._primary = Address(host=host, port=port)
         return self._primary
 
     async def refresh(self) -> None:
         self._primary = None
+
+    def forget(self) -> None:
+        self._primary = None
+
+    async def primaries(self) -> list[Address]:
+        return [await self.locate("")]
 
     def scan(self, pattern: str) -> AsyncIterator[bytes]:
         return self.commands.scan_iter(match=pattern, count=200)
@@ -207,7 +236,7 @@ class _Cluster:
         try:
             await self._cluster.initialize()
             node = self._cluster.get_node_from_key(key)
-        except (RedisError, OSError) as exc:
+        except FAILURES as exc:
             raise StoreUnavailable("the cluster does not say who serves the key") from exc
         if node is None:
             raise StoreUnavailable("no node of the cluster serves the key")
@@ -216,7 +245,17 @@ class _Cluster:
     async def refresh(self) -> None:
         try:
             await self._cluster.nodes_manager.initialize()
-        except (RedisError, OSError) as exc:
+        except FAILURES as exc:
+            raise StoreUnavailable("no node of the cluster answers") from exc
+
+    def forget(self) -> None:
+        return None
+
+    async def primaries(self) -> list[Address]:
+        try:
+            await self._cluster.initialize()
+            return [Address(host=node.host, port=int(node.port)) for node in self._cluster.get_primaries()]
+        except FAILURES as exc:
             raise StoreUnavailable("no node of the cluster answers") from exc
 
     def scan(self, pattern: str) -> AsyncIterator[bytes]:

@@ -7,7 +7,8 @@
     │   │   └── DataLost         the log ends before the record says: healed soon, or never
     │   └── StoreUnusable        it never will: wrong version, wrong credentials, wrong URL
     ├── GenerationUnknown        no such generation, or another tenant's
-    ├── GenerationExpired        there was one: deleted, or its log's time is over
+    ├── GenerationExpired        there was one, and its log's time is over
+    │   └── GenerationDeleted    a client erased it
     ├── KeyReused                an Idempotency-Key came back with another body
     ├── QueueFull                as many jobs wait as the setting allows
     ├── LeaseLost                this process may not write this generation any more
@@ -16,7 +17,8 @@
     │   └── RecordGone           the store knows nothing of it
     └── ProviderError            a provider failed, classified (carries a `FailureCode`)
 
-Some stand beside the one place that raises them: `StoreReplyError`, `Redirected` and `ScriptUnknown` (broker.wire),
+Some stand beside the one place that raises them: `StoreReplyError`, `Redirected`, `NotPrimary` and `ScriptUnknown`
+(broker.wire),
 `NotReplicated` (broker.confirm), `Draining` (api.services), `OpenToTheWorld` (api.auth).
 
 `code` is what an answer or a `failed` event carries. Messages are written for the reader of an API answer: they never
@@ -72,9 +74,13 @@ class GenerationUnknown(LegatoError):
 
 
 class GenerationExpired(LegatoError):
-    """The generation was deleted, or its log has outlived `ttl_seconds`. Cure: none."""
+    """The generation's log has outlived `ttl_seconds`. Cure: none."""
 
     code = "gone"
+
+
+class GenerationDeleted(GenerationExpired):
+    """A client erased the generation. Cure: none."""
 
 
 class KeyReused(LegatoError):

@@ -76,6 +76,11 @@ def new_id() -> str:
     return _ID_PREFIX + value.hex()
 
 
+def created_at(generation: str) -> float:
+    """When an id was made, in Unix seconds of its maker's clock."""
+    return int(generation[len(_ID_PREFIX) : len(_ID_PREFIX) + 12], 16) / 1000
+
+
 def is_id(text: str) -> bool:
     """Whether `text` has the form of a generation id. Checked before a key is built from it."""
     return (
@@ -162,6 +167,7 @@ class Record:
     created_ms: int
     started_ms: int | None
     ended_ms: int | None
+    confirmed: bool  # the queue has had its hint: it was accepted (False again once it expires)
     lease_live: bool  # by the store's clock, when it was read
     cancel_requested: bool
     failure: FailureCode | None  # of a failed one

@@ -96,15 +96,27 @@ class Leases:
         """Claim a generation under a new, higher epoch. Atomic, and repeatable with the same `owner`.
 
         `replacing` is a lease of the caller's own that the store rolled back: the new epoch rises above it and the
-        attempt stays. A lapsed lease of somebody else is taken over only if this process saw no break of its
-        connection to that server for a whole lease, and the server has been up for as long: after an outage the living
-        would otherwise lose everything to whoever reconnects first.
+        attempt stays. A lapsed lease of somebody else is taken over only if for a whole lease this process saw no break
+        of a connection, and the server lost nothing, changed its role or started: after an outage the living would
+        otherwise lose everything to whoever reconnects first. Until then the answer is `Busy`.
         """
+        answer = await self._claim(generation, owner, replacing, take_over=False)
+        if answer is not None:
+            return answer
+        lease_seconds = self._store.settings.lease_seconds
+        key = self._keys.record(generation)
+        if not self._store.steady(lease_seconds) or await self._store.seconds_since_loss(key) < lease_seconds:
+            return Busy(self._store.settings.lease_ms)
+        answer = await self._claim(generation, owner, replacing, take_over=True)
+        return answer if answer is not None else Busy(self._store.settings.lease_ms)
+
+    async def _claim(
+        self, generation: str, owner: str, replacing: Lease | None, *, take_over: bool
+    ) -> ClaimAnswer | None:
+        """One call of the script; None for a lapsed lease that was not to be, or could not be, taken over."""
         keys = [self._keys.record(generation), self._keys.log(generation), self._keys.request(generation)]
-        lease_ms = self._store.settings.lease_ms
-        steady = await self._store.steady(keys[0], lease_ms / 1000)
-        floor = replacing.epoch if replacing else 0
-        args: list[Arg] = [owner, lease_ms, floor, jump(), "1" if steady else "0", replacing.owner if replacing else ""]
+        floor, old = (replacing.epoch, replacing.owner) if replacing else (0, "")
+        args: list[Arg] = [owner, self._store.settings.lease_ms, floor, jump(), "1" if take_over else "0", old]
         reply = await self._store.pipe(CLAIM, keys, args)
         match reply:
             case [b"claimed", epoch, attempt, cancel, created, started, now, tenant, request]:
@@ -122,6 +134,8 @@ class Leases:
                 )
             case [b"busy", wait]:
                 return Busy(int(wait))
+            case [b"lapsed", _]:
+                return None
             case [b"ended", state]:
                 return Ended(State(state.decode()))
             case [b"gone"]:
@@ -134,7 +148,7 @@ class Leases:
         the check: only the holder makes it, and not across a break of its connection, for which all viewers
         look gone."""
         keys = [self._keys.record(lease.generation), self._keys.viewers(lease.generation)]
-        steady = await self._store.steady(keys[0], DEAD_MS / 1000)
+        steady = self._store.steady(DEAD_MS / 1000)
         args: list[Arg] = [lease.epoch, lease.owner, self._store.settings.lease_ms, DEAD_MS, "1" if steady else "0"]
         reply = await self._store.pipe(RENEW, keys, args)
         match reply:
@@ -149,15 +163,22 @@ class Leases:
             case _:
                 raise StoreReplyError(f"renew answered {reply[:1]!r}")
 
-    async def release(self, lease: Lease, *, failed_attempt: bool) -> bool:
-        """Give the lease back before the end; False when it was not ours any more.
+    async def release(self, lease: Lease, *, failed_attempt: bool) -> bool | str:
+        """Give the lease back before the end; False when it was not ours any more. Where a cancel is stored nothing is
+        given back, and the answer is its reason: the holder writes the end.
 
         `failed_attempt` makes the next claim a new attempt; a hand-over does not count as one.
         """
         state = State.RETRYING if failed_attempt else State.QUEUED
         args: list[Arg] = [lease.epoch, lease.owner, state.value, "1" if failed_attempt else "0"]
         reply = await self._store.pipe(RELEASE, [self._keys.record(lease.generation)], args)
-        return bool(reply == [b"released"])
+        match reply:
+            case [b"released"]:
+                return True
+            case [b"cancelled", reason]:
+                return str(reason.decode())
+            case _:
+                return False
 
     async def rebuild(self, lease: Lease, entries: Sequence[Entry]) -> bool:
         """Put back a generation that the store has lost: record, request and the first events, none of them terminal.
@@ -178,9 +199,8 @@ class Leases:
             args += [name, value]
         for entry in entries:
             args += entry
+        await self._store.add_to_index(self._keys.index(lease.tenant), lease.generation)
         keys = [self._keys.record(lease.generation), self._keys.log(lease.generation)]
-        reply = await self._store.pipe(REBUILD, [*keys, self._keys.request(lease.generation)], args)
-        if reply == [b"rebuilt"]:
-            await self._store.add_to_index(self._keys.index(lease.tenant), lease.generation)
-            return True
-        return False
+        return bool(
+            await self._store.pipe(REBUILD, [*keys, self._keys.request(lease.generation)], args) == [b"rebuilt"]
+        )

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from broker.errors import DataLost, GenerationExpired, GenerationUnknown
+from broker.errors import DataLost, GenerationDeleted, GenerationExpired, GenerationUnknown
 from broker.events import Entry
 from broker.generation import State
 from broker.position import BEGINNING
@@ -165,8 +165,10 @@ class Log:
                 raise GenerationUnknown(f"there is no generation {generation}")
             case [_, owner, *_] if tenant is not None and owner.decode() != tenant:
                 raise GenerationUnknown(f"there is no generation {generation}")
-            case [b"deleted" | b"expired" as why, _]:
-                raise GenerationExpired(f"generation {generation} is {why.decode()}")
+            case [b"deleted", _]:
+                raise GenerationDeleted(f"generation {generation} was deleted")
+            case [b"expired", _]:
+                raise GenerationExpired(f"the time of generation {generation} is over")
             case [b"lost", _]:
                 raise DataLost(f"the log of {generation} is shorter than it was")
             case [verdict, tenant, state, attempt, last, cancel, live, grace, entries]:

@@ -39,22 +39,23 @@ class Presence:
         self._viewers[generation] += 1
         try:
             with suppress(StoreError):
-                await self._say(generation, present=True)
+                await self._say(generation)
             yield
         finally:
             self._viewers[generation] -= 1
             if self._viewers[generation] == 0:
                 del self._viewers[generation]
                 with suppress(StoreError, asyncio.CancelledError):
-                    await asyncio.shield(self._say(generation, present=False))
+                    await asyncio.shield(self._say(generation))
 
     async def run(self) -> None:
         """Say again, every few seconds, for every generation with viewers here."""
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
-            saying = [self._say(generation, present=True) for generation in self._viewers]
+            saying = [self._say(generation) for generation in self._viewers]
             await asyncio.gather(*saying, return_exceptions=True)
 
-    async def _say(self, generation: str, *, present: bool) -> None:
-        args: list[Arg] = [self._process, "1" if present else "0", 4 * DEAD_MS]
+    async def _say(self, generation: str) -> None:
+        """What is true when it is sent: whoever comes while another leaves must not be overtaken by the farewell."""
+        args: list[Arg] = [self._process, "1" if generation in self._viewers else "0", 4 * DEAD_MS]
         await self._store.pipe(PRESENCE, [self._store.keys.viewers(generation)], args)

@@ -8,6 +8,7 @@ leaves something that expires by itself. Accepted means: the last step is done.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -16,13 +17,22 @@ from typing import Final
 import orjson
 import structlog
 
+from broker.backoff import until_available
 from broker.confirm import Confirmer, NotReplicated
-from broker.errors import GenerationExpired, GenerationUnknown, KeyReused, QueueFull
+from broker.errors import (
+    GenerationDeleted,
+    GenerationExpired,
+    GenerationUnknown,
+    KeyReused,
+    QueueFull,
+    StoreError,
+    StoreUnavailable,
+)
 from broker.events import CancelReason, FailureCode
-from broker.generation import Priority, Record, Request, State, new_id
+from broker.generation import Priority, Record, Request, State, created_at, new_id
 from broker.position import Position
 from broker.queue import Hint, Queue
-from broker.scripts import CANCEL, CONFIRM, CREATE, DELETE, RECORD, RESERVE, Script
+from broker.scripts import CANCEL, CONFIRM, CREATE, DELETE, RECORD, RESERVE, UNRESERVE, Script
 from broker.store import Store, jump
 from broker.wire import Arg, Reply, StoreReplyError
 
@@ -81,6 +91,7 @@ class Records:
         self._store = store
         self._queue = queue
         self._confirmer = Confirmer(store)
+        self._confirming: set[asyncio.Task[None]] = set()
         self._keys = store.keys
         self._settings = store.settings
 
@@ -93,8 +104,6 @@ class Records:
         `GenerationExpired` (the key's generation is no more), `QueueFull` (nothing is stored then), `StoreUnavailable`.
         """
         settings = self._settings
-        if await self._queue.waiting() >= settings.max_queued:
-            raise QueueFull(f"{settings.max_queued} jobs wait already")
         generation, replayed = new_id(), False
         reserve = [self._keys.idempotency(tenant, key or ""), self._keys.index(tenant)]
         keep_ms = round(settings.idempotency_seconds * 1000)
@@ -103,11 +112,16 @@ class Records:
                 if seen.decode() != fingerprint:
                     raise KeyReused("this Idempotency-Key was used with another body")
                 generation, replayed = known.decode(), True
-            case reply if reply != [b"reserved"]:
+            case [b"reserved"]:
+                if await self._queue.waiting() >= settings.max_queued:
+                    await self._store.run(UNRESERVE, reserve, [generation])
+                    raise QueueFull(f"{settings.max_queued} jobs wait already")
+            case reply:
                 raise StoreReplyError(f"reserve answered {reply[:1]!r}")
 
         fields = request.record_fields(tenant, tombstone_seconds=settings.tombstone_seconds)
-        args: list[Arg] = [request.encode(), round(settings.unconfirmed_seconds * 1000)]
+        unconfirmed_ms = round(settings.unconfirmed_seconds * 1000)
+        args: list[Arg] = [request.encode(), unconfirmed_ms, "1" if replayed else "0"]
         for name, value in fields.items():
             args += [name, value]
         state = State.QUEUED
@@ -122,8 +136,22 @@ class Records:
                 raise StoreReplyError(f"create answered {reply[:1]!r}")
         if not state.is_terminal:
             await self._queue.add(Hint(generation, tenant, request.priority))
-            await self._store.run(CONFIRM, self._keys_of(generation), [])
+            await self._confirm(generation)
         return Submitted(id=generation, created_ms=int(created), state=state, replayed=replayed)
+
+    async def _confirm(self, generation: str) -> None:
+        """The queue has the hint, so the job will run: from here on nothing refuses it. What cannot be said to its
+        record now is said later, or by the claim."""
+
+        async def confirm() -> None:
+            await self._store.run(CONFIRM, self._keys_of(generation), [])
+
+        try:
+            await confirm()
+        except StoreUnavailable:
+            task = asyncio.create_task(until_available(confirm), name=f"confirm {generation}")
+            self._confirming.add(task)
+            task.add_done_callback(self._confirming.discard)
 
     async def get(self, tenant: str, generation: str) -> Record:
         """The record. Raises `GenerationUnknown` (another tenant's too) and `GenerationExpired` (deleted)."""
@@ -131,7 +159,7 @@ class Records:
         if record is None or record.tenant != tenant:
             raise GenerationUnknown(f"there is no generation {generation}")
         if record.state is State.DELETED:
-            raise GenerationExpired(f"generation {generation} was deleted")
+            raise GenerationDeleted(f"generation {generation} was deleted")
         return record
 
     async def newest(
@@ -156,7 +184,7 @@ class Records:
             ids = await self._store.range_descending(index, below, _LIST_STEP)
             looked += len(ids)
             records = await asyncio.gather(*(self._find(generation) for generation in ids))
-            stale = [generation for generation, record in zip(ids, records, strict=True) if record is None]
+            stale = self._forgettable(ids, records)
             if stale:
                 await self._store.remove(index, stale)
             for generation, record in zip(ids, records, strict=True):
@@ -199,9 +227,10 @@ class Records:
         await self._queue.drop([Hint(record.id, record.tenant, record.priority)])
 
     async def adopt_orphan(self, generation: str) -> bool:
-        """Put back the hint of a generation that has not ended and that nobody holds; True if it was missing."""
+        """Put back the hint of a generation that was accepted, has not ended and is held by nobody; True if it was
+        missing."""
         record = await self._find(generation)
-        if record is None or record.state.is_terminal or record.lease_live:
+        if record is None or record.state.is_terminal or record.lease_live or not record.confirmed:
             return False
         return await self._queue.add(Hint(record.id, record.tenant, record.priority))
 
@@ -224,20 +253,37 @@ class Records:
             while ids := await self._store.range_descending(index, below, _SWEEP_STEP):
                 below = ids[-1]
                 records = await asyncio.gather(*(self._find(generation) for generation in ids))
-                gone = [generation for generation, record in zip(ids, records, strict=True) if record is None]
+                gone = self._forgettable(ids, records)
                 if gone:
                     await self._store.remove(index, gone)
                     stale += len(gone)
                 await asyncio.sleep(_SWEEP_PACE)
         return Swept(orphans=orphans, stale=stale)
 
+    def _forgettable(self, ids: Sequence[str], records: Sequence[Record | None]) -> list[str]:
+        """Index entries without a record, but for those that may still be in the middle of their submit."""
+        horizon = time.time() - self._settings.unconfirmed_seconds
+        return [
+            generation
+            for generation, record in zip(ids, records, strict=True)
+            if record is None and created_at(generation) < horizon
+        ]
+
     async def _adopt_all(self, generations: Sequence[str]) -> int:
-        adopted = await asyncio.gather(*(self.adopt_orphan(generation) for generation in generations))
+        adopting = (self.adopt_orphan(generation) for generation in generations)
+        adopted = 0
+        for generation, found in zip(generations, await asyncio.gather(*adopting, return_exceptions=True), strict=True):
+            if isinstance(found, bool):
+                adopted += found
+            elif isinstance(found, StoreError):
+                raise found
+            else:  # a record of another version, say: the others are looked at all the same
+                _log.error("record_defect", generation=generation, error=repr(found)[:300])
         await asyncio.sleep(_SWEEP_PACE)
-        return sum(adopted)
+        return adopted
 
     async def _find(self, generation: str) -> Record | None:
-        now, *flat = await self._store.run(RECORD, [self._keys.record(generation)], [])
+        now, ttl_ms, *flat = await self._store.run(RECORD, [self._keys.record(generation)], [])
         if not flat:
             return None
         raw = {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}
@@ -257,6 +303,7 @@ class Records:
             created_ms=int(raw.get("created_ms", 0)),
             started_ms=int(raw["started_ms"]) if "started_ms" in raw else None,
             ended_ms=int(raw["ended_ms"]) if "ended_ms" in raw else None,
+            confirmed=int(ttl_ms) < 0,
             lease_live=int(raw.get("lease", 0)) > int(now),
             cancel_requested=bool(raw.get("cancel")),
             failure=FailureCode(raw["failure"]) if "failure" in raw else None,

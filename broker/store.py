@@ -9,19 +9,18 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from weakref import WeakSet
 
-from redis.exceptions import RedisError
-
-from broker.connect import connect, translate
+from broker.connect import FAILURES, connect, translate
 from broker.errors import StoreError, StoreUnavailable, StoreUnusable
 from broker.keys import Keys
 from broker.position import BEGINNING
 from broker.scripts import MARKER, Script
 from broker.settings import Settings
-from broker.wire import Address, Arg, Redirected, Reply, ScriptUnknown, Wire
+from broker.wire import Address, Arg, NotPrimary, Redirected, Reply, ScriptUnknown, Wire
 
 #: How often one call follows the cluster to where a slot went.
 _HOPS = 4
@@ -59,7 +58,8 @@ class Store:
         self._opening: dict[Address, asyncio.Task[Wire]] = {}
         self._opened: WeakSet[Wire] = WeakSet()
         self._blocking: Wire | None = None
-        self._breaks: dict[Address, float] = {}
+        self._broken_at: float | None = None
+        self._broken: set[Address] = set()
         self._on_return: list[Callable[[], None]] = []
         self._closed = False
 
@@ -85,6 +85,11 @@ class Store:
                 return await wire.call(verb, body, len(keys), *keys, *args)
             except ScriptUnknown:
                 verb, body = "EVAL", script.source
+            except NotPrimary:
+                wire.close()
+                with suppress(StoreError):
+                    await self._topology.refresh()
+                raise
             except Redirected as moved:
                 address, asking = moved.address, moved.asking
                 if not asking:
@@ -112,7 +117,10 @@ class Store:
         asked = []
         for log in logs:
             wire = await self._wire(await self._topology.locate(log))
-            asked.append((wire.call("XREVRANGE", log, "+", "-", "COUNT", 1), wire.call("EXISTS", log)))
+            both = wire.call("XREVRANGE", log, "+", "-", "COUNT", 1), wire.call("EXISTS", log)
+            for reply in both:
+                reply.add_done_callback(_retrieve)
+            asked.append(both)
         found: list[str | None] = []
         for last, exists in asked:
             entries, there = await asyncio.gather(last, exists, return_exceptions=True)
@@ -127,7 +135,7 @@ class Store:
         try:
             top = f"({below}" if below else "+"
             found = await self._topology.commands.zrevrangebylex(key, top, "-", start=0, num=count)
-        except (RedisError, OSError, TimeoutError) as exc:
+        except FAILURES as exc:
             raise translate(exc) from exc
         return [_text(member) for member in found]
 
@@ -135,14 +143,14 @@ class Store:
         """Put a member into an index."""
         try:
             await self._topology.commands.zadd(key, {member: 0})
-        except (RedisError, OSError, TimeoutError) as exc:
+        except FAILURES as exc:
             raise translate(exc) from exc
 
     async def remove(self, key: str, members: Sequence[str]) -> None:
         """Take members out of an index."""
         try:
             await self._topology.commands.zrem(key, *members)
-        except (RedisError, OSError, TimeoutError) as exc:
+        except FAILURES as exc:
             raise translate(exc) from exc
 
     async def count(self, keys: Sequence[str]) -> int:
@@ -152,21 +160,21 @@ class Store:
             for key in keys:
                 pipeline.zcard(key)
             return sum(await pipeline.execute())
-        except (RedisError, OSError, TimeoutError) as exc:
+        except FAILURES as exc:
             raise translate(exc) from exc
 
     async def add_to_counter(self, key: str, name: str, amount: int) -> None:
         """Raise one counter of a hash."""
         try:
             await self._topology.commands.hincrby(key, name, amount)
-        except (RedisError, OSError, TimeoutError) as exc:
+        except FAILURES as exc:
             raise translate(exc) from exc
 
     async def counters(self, key: str) -> dict[str, int]:
         """All counters of a hash."""
         try:
             found = await self._topology.commands.hgetall(key)
-        except (RedisError, OSError, TimeoutError) as exc:
+        except FAILURES as exc:
             raise translate(exc) from exc
         return {_text(name): int(value) for name, value in found.items()}
 
@@ -174,7 +182,7 @@ class Store:
         """Whether this process may do, for so long, what only one should do at a time."""
         try:
             return bool(await self._topology.commands.set(key, "1", nx=True, px=milliseconds))
-        except (RedisError, OSError, TimeoutError) as exc:
+        except FAILURES as exc:
             raise translate(exc) from exc
 
     async def scan(self, pattern: str) -> AsyncIterator[str]:
@@ -182,7 +190,7 @@ class Store:
         try:
             async for key in self._topology.scan(pattern):
                 yield key.decode()
-        except (RedisError, OSError, TimeoutError) as exc:
+        except FAILURES as exc:
             raise translate(exc) from exc
 
     async def facts(self) -> StoreFacts:
@@ -191,7 +199,7 @@ class Store:
             client = self._topology.commands
             info = await client.info("server")
             memory = await client.info("memory")
-        except (RedisError, OSError, TimeoutError) as exc:
+        except FAILURES as exc:
             raise translate(exc) from exc
         if info and isinstance(next(iter(info.values())), dict):  # a cluster answers per node
             info, memory = next(iter(info.values())), next(iter(memory.values()))
@@ -203,11 +211,22 @@ class Store:
         return StoreFacts(server=server, version=version, maxmemory_policy=str(memory.get("maxmemory_policy", "")))
 
     async def seconds_since_loss(self, key: str) -> float:
-        """How long ago the server of `key` may have lost data: it came up then, or it was found empty."""
-        node = await self._topology.locate(key)
+        """How long ago the server of `key` may have lost data: it came up then, took over from another, or was found
+        empty. Seen at the next look, so somebody has to look often (`losses`)."""
+        return await self._loss_age(await self._topology.locate(key))
+
+    async def losses(self) -> list[float]:
+        """The same for every server; those that do not answer are left out."""
+        ages = []
+        for address in await self._topology.primaries():
+            with suppress(StoreUnavailable):
+                ages.append(await self._loss_age(address))
+        return ages
+
+    async def _loss_age(self, address: Address) -> float:
         for number in range(_MARKERS):
             marker = self.keys.marker(number)
-            if await self._topology.locate(marker) == node:
+            if await self._topology.locate(marker) == address:
                 return int(await self.pipe(MARKER, [marker], [])) / 1000
         raise StoreUnavailable("no marker key falls to the server")
 
@@ -219,10 +238,10 @@ class Store:
         """Learn the topology anew."""
         await self._topology.refresh()
 
-    async def steady(self, key: str, seconds: float) -> bool:
-        """Whether the connection to the key's server had no break for that long. A first connection is none."""
-        broke = self._breaks.get(await self._topology.locate(key))
-        return broke is None or asyncio.get_running_loop().time() - broke > seconds
+    def steady(self, seconds: float) -> bool:
+        """Whether no connection of this process had a break for that long; one ends with the first answer after it. A
+        first connection is none. Which server it was does not matter: a failover changes that."""
+        return self._broken_at is None or asyncio.get_running_loop().time() - self._broken_at > seconds
 
     async def open_wire(
         self,
@@ -247,9 +266,9 @@ class Store:
         """Call this whenever a server answers again after a break."""
         self._on_return.append(call)
 
-    def note_break(self, address: Address) -> None:
-        """Remember that a connection to that server broke: nobody is taken over from for a lease."""
-        self._breaks[address] = asyncio.get_running_loop().time()
+    def note_break(self) -> None:
+        """Remember that a connection broke, or came back: nobody is taken over from for a lease."""
+        self._broken_at = asyncio.get_running_loop().time()
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -267,24 +286,31 @@ class Store:
             opening = asyncio.ensure_future(self._open_shared(address))
             self._opening[address] = opening
             opening.add_done_callback(lambda _: self._opening.pop(address, None))
+            opening.add_done_callback(_retrieve)
         return await asyncio.shield(opening)
 
     async def _open_shared(self, address: Address) -> Wire:
         try:
             wire = await self.open_wire(address, on_close=self._wire_closed)
         except StoreError:
-            self.note_break(address)
-            await self._topology.refresh()
+            self._broken.add(address)
+            self.note_break()
+            with suppress(StoreError):
+                await self._topology.refresh()
             raise
         self._wires[address] = wire
-        if address in self._breaks:
+        if self._broken:
+            self._broken.discard(address)
+            self.note_break()
             for call in self._on_return:
                 call()
         return wire
 
     def _wire_closed(self, wire: Wire) -> None:
         if not self._closed:
-            self.note_break(wire.address)
+            self._topology.forget()
+            self._broken.add(wire.address)
+            self.note_break()
             self._wires.pop(wire.address, None)
 
 
@@ -297,6 +323,6 @@ def _text(value: bytes | str) -> str:
     return value if isinstance(value, str) else value.decode()
 
 
-def _retrieve(future: asyncio.Future[Reply]) -> None:
+def _retrieve(future: asyncio.Future[Any]) -> None:
     if not future.cancelled():
         future.exception()

@@ -211,6 +211,8 @@ class Tail:
         for leaving in self._leaving.values():
             if leaving[channel] > 0:
                 leaving[channel] -= 1
+                if not leaving[channel]:
+                    del leaving[channel]
                 return
         if channel in self._served_by:  # unasked: the slot has moved
             self._again(channel)
@@ -231,9 +233,11 @@ class Tail:
             task.add_done_callback(self._tasks.discard)
 
     async def _refresh_and_queue(self, channel: str) -> None:
-        with suppress(StoreError):
-            await self._store.refresh()
-        self._lost.put_nowait(channel)
+        try:
+            with suppress(StoreError):
+                await self._store.refresh()
+        finally:
+            self._lost.put_nowait(channel)
 
     def _forget(self, channel: str) -> None:
         del self._topics[channel]

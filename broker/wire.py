@@ -32,10 +32,23 @@ _INCOMPLETE = object()
 #: First words of error replies that pass: the same call may succeed later, maybe elsewhere.
 TRANSIENT = frozenset(
     {
-        *("LOADING", "BUSY", "UNKILLABLE", "NOSCRIPT", "NOREPLICAS", "MISCONF", "OOM", "READONLY", "MASTERDOWN"),
+        *(
+            "LOADING",
+            "BUSY",
+            "UNKILLABLE",
+            "NOSCRIPT",
+            "NOREPLICAS",
+            "MISCONF",
+            "OOM",
+            "READONLY",
+            "MASTERDOWN",
+            "UNBLOCKED",
+        ),
         *("CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK"),
     }
 )
+#: Said with the word of our own mistakes, to a reconnect storm.
+_CROWDED = "ERR max number of clients"
 _HOPELESS = frozenset(("NOAUTH", "WRONGPASS", "NOPERM"))
 
 
@@ -76,6 +89,10 @@ class Redirected(StoreUnavailable):
         self.address = address
 
 
+class NotPrimary(StoreUnavailable):
+    """The server is a replica, or has lost its primary: somebody else is, or will be, in charge."""
+
+
 class ScriptUnknown(StoreUnavailable):
     """The server has not loaded the script; nothing was written."""
 
@@ -88,7 +105,9 @@ def error_of(message: str, address: Address) -> StoreError:
         return Redirected(asking=word == "ASK", address=Address(host or address.host, int(port)))
     if word == "NOSCRIPT":
         return ScriptUnknown("the server does not know the script")
-    if word in TRANSIENT:
+    if word in ("READONLY", "MASTERDOWN"):
+        return NotPrimary(f"Redis answers {word}")
+    if word in TRANSIENT or message.startswith(_CROWDED):
         return StoreUnavailable(f"Redis answers {word}")
     if word in _HOPELESS:
         return StoreUnusable(f"Redis refuses us: {word}")
@@ -147,6 +166,7 @@ class Wire(asyncio.Protocol):
                     await wire.call("AUTH", *login, credentials.password)
                 if credentials.database:
                     await wire.call("SELECT", credentials.database)
+                await wire.call("PING")  # a frozen server's kernel accepts connections, too
         except (OSError, TimeoutError) as exc:
             wire.close()
             raise StoreUnavailable("Redis does not answer") from exc
@@ -190,7 +210,10 @@ class Wire(asyncio.Protocol):
     def _flush(self) -> None:
         data, self._outgoing = self._outgoing, []
         if self._transport is not None and not self.closed:
-            self._transport.write(b"".join(data))
+            try:
+                self._transport.write(b"".join(data))
+            except RuntimeError:  # uvloop: reset, and not yet told
+                self.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # TCP and unix transports both write

@@ -41,6 +41,6 @@ class Pulse:
 
     def _beat(self) -> None:
         now = self.now()
-        if now - self._last > self._tolerance:
+        if now - self._last > self._tolerance + _BEAT_SECONDS:
             self._stood_still_at = now
         self._last = now

@@ -21,6 +21,7 @@ from broker.backoff import until_available
 from broker.errors import LeaseLost, ProviderError
 from broker.events import (
     Cancelled,
+    CancelReason,
     Completed,
     Delta,
     DeltaKind,
@@ -82,7 +83,9 @@ class Run:
         self.generation = lease.generation
         self.writer: Writer | None = None
         self.renewed_at = pulse.now()
+        self.renewing: asyncio.Task[None] | None = None  # a renewal under way
         self._pulse = pulse
+        self._claimed_at = pulse.now()
         self._lease = lease
         self._request = lease.request
         self._log = log
@@ -153,8 +156,13 @@ class Run:
             writer.add(Status(phase="waiting", detail={"reason": "handed_over"}))
         await writer.flushed()
         released = await until_available(lambda: self._leases.release(writer.lease, failed_attempt=retry is not None))
-        if not released:
-            return Result(Outcome.LOST)
+        match released:
+            case str() as reason:  # a cancel came in between: nothing is given back, this is the end
+                writer.add(Cancelled(reason=CancelReason(reason), usage=self._usage))
+                await writer.flushed()
+                return Result(Outcome.ENDED)
+            case False:
+                return Result(Outcome.LOST)
         if retry is None:
             return Result(Outcome.HANDED_OVER)
         return Result(Outcome.RETRY, retry.delay_ms)
@@ -257,10 +265,20 @@ class Run:
             return None
         settings = self._settings
         bound = min(settings.retry_cap_seconds, settings.retry_base_seconds * 2 ** (attempt - 1))
-        delay_ms = round(1000 * max(random.uniform(0, bound), error.retry_after or 0.0))
+        delay = max(random.uniform(0, bound), error.retry_after or 0.0)
+        left = (request.timeout_seconds or settings.timeout_seconds) - self._elapsed()
+        if delay > left:
+            # The next attempt would come after the generation's own time.
+            self._fail(writer, error.failure, error.message, retryable=True)
+            return None
+        delay_ms = round(1000 * delay)
         detail = {"attempt": attempt + 1, "delay_ms": delay_ms, "code": error.code, "message": error.message}
         writer.add(Status(phase="retrying", detail=detail))
         return _Retry(delay_ms)
+
+    def _elapsed(self) -> float:
+        """Seconds since the generation was first claimed."""
+        return self._lease.running_ms / 1000 + self._pulse.now() - self._claimed_at
 
     def _fail(self, writer: Writer, code: FailureCode, message: str, *, retryable: bool = False) -> None:
         writer.add(Failed(code=code, message=message, retryable=retryable, partial=self._shown))

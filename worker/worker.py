@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -41,6 +41,8 @@ _TAKE_MOST: Final = 16
 _POLL_SECONDS: Final = 0.7
 _TICK_SECONDS: Final = 0.2
 
+_WATCH_SECONDS: Final = 1.0
+
 #: Seconds after which a claim whose answer was lost is asked for again.
 _CLAIM_PAUSES: Final = (0.05, 0.3)
 
@@ -49,6 +51,7 @@ class Worker:
     """One worker. `run()` until `drain()` was called and everything has ended or is handed over."""
 
     def __init__(self, store: Store, *, providers: Mapping[str, Provider], settings: Settings) -> None:
+        self._store = store
         self._queue = Queue(store)
         self._records = Records(store, self._queue)
         self._log = Log(store)
@@ -61,6 +64,7 @@ class Worker:
         store.on_return(self._store_returned)
         self._runs: dict[str, tuple[Run, Hint]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._handing_over = False
         self._slot_free = asyncio.Event()
         self._draining = asyncio.Event()
 
@@ -71,8 +75,8 @@ class Worker:
     async def run(self) -> None:
         """Work until drained."""
         async with asyncio.TaskGroup() as group:
-            helpers = [self._pulse.run(), self.renew_loop(), self._keeper.run(), self.sweep_loop()]
-            helping = [group.create_task(helper) for helper in helpers]
+            helpers = [self._pulse.run, self.renew_loop, self._keeper.run, self.watch_loop, self.sweep_loop]
+            helping = [group.create_task(_unharmed(helper), name=helper.__name__) for helper in helpers]
             await self.claim_loop()
             await self._let_go()
             for task in helping:
@@ -90,12 +94,10 @@ class Worker:
             try:
                 taken = await self._queue.take(min(free, _TAKE_MOST))
                 for hint in taken.hints:
-                    try:
-                        await self._consider(hint)
-                    except StoreError:
-                        raise
-                    except Exception as exc:  # noqa: BLE001 - one hint's defect must not end the worker
-                        _log.error("claim_defect", generation=hint.generation, error=repr(exc)[:300])
+                    # A task each: a shard that hangs must not keep the hints of the others waiting.
+                    task = asyncio.create_task(self._look(hint), name=f"run {hint.generation}")
+                    self._tasks.add(task)
+                    task.add_done_callback(self._run_done)
                 if not taken.hints:
                     due = _IDLE_SECONDS if taken.next_due_ms is None else taken.next_due_ms / 1000
                     await self._unless_draining(self._queue.wait(min(due, _IDLE_SECONDS)))
@@ -112,7 +114,9 @@ class Worker:
             await asyncio.sleep(_TICK_SECONDS)
             now = self._pulse.now()
             asking = [run for run, _ in self._runs.values() if self._is_due(run, now, term)]
-            await asyncio.gather(*(self._renew(run) for run in asking))
+            for run in asking:
+                # Not waited for: a shard that hangs must not cost the others their leases.
+                run.renewing = asyncio.create_task(self._renew(run), name=f"renew {run.generation}")
             if self._runs and now - hints_at >= term:
                 hints_at = now
                 try:
@@ -122,11 +126,24 @@ class Worker:
 
     @staticmethod
     def _is_due(run: Run, now: float, term: float) -> bool:
-        if run.writer is None:
+        if run.writer is None or (run.renewing is not None and not run.renewing.done()):
             return False
         if run.lease.request.grace_seconds is not None:
             term = min(term, _POLL_SECONDS)  # the renewal is also the look at who is reading
         return now - run.renewed_at >= term or now - max(run.writer.answered_at, run.renewed_at) >= _POLL_SECONDS
+
+    async def watch_loop(self) -> None:
+        """Notice within a second that a server has lost data, though no connection broke: everything is looked at."""
+        youngest = float("inf")
+        while True:
+            try:
+                age = min(await self._store.losses(), default=float("inf"))
+            except StoreError:
+                age = youngest
+            if age < youngest:
+                self._store_returned()
+            youngest = age
+            await asyncio.sleep(_WATCH_SECONDS)
 
     async def sweep_loop(self) -> None:
         """Now and then, put back hints that the queue has lost, and forget what has expired."""
@@ -140,7 +157,20 @@ class Worker:
             if swept.orphans or swept.stale:
                 _log.info("swept", orphans=swept.orphans, stale=swept.stale)
 
-    async def _consider(self, hint: Hint) -> None:
+    async def _look(self, hint: Hint) -> None:
+        """Claim what a hint names, and run it. Whatever goes wrong, the hint in flight comes back after a lease."""
+        try:
+            await self._claim_and_run(hint)
+        except StoreError as exc:
+            _log.warning("claim_failed", generation=hint.generation, error=str(exc))
+        except Exception as exc:  # noqa: BLE001 - one hint's defect must not take the others with it
+            _log.error("run_defect", generation=hint.generation, error=repr(exc)[:300])
+
+    async def _claim_and_run(self, hint: Hint) -> None:
+        if hint.generation in self._runs:
+            # Ours: its hint became due because it could not be renewed. Its lease is the renewals' business.
+            await self._queue.look_again([hint], self._settings.lease_ms)
+            return
         match await self._claim(hint.generation):
             case Lease() as lease:
                 run = Run(
@@ -151,10 +181,7 @@ class Worker:
                     pulse=self._pulse,
                     settings=self._settings,
                 )
-                self._runs[hint.generation] = run, hint
-                task = asyncio.create_task(self._supervise(run, hint), name=f"run {hint.generation}")
-                self._tasks.add(task)
-                task.add_done_callback(self._run_done)
+                await self._supervise(run, hint)
             case Busy(wait_ms=wait):
                 await self._queue.look_again([hint], wait)
             case Ended() | Missing():
@@ -172,34 +199,31 @@ class Worker:
 
     async def _supervise(self, run: Run, hint: Hint) -> None:
         _log.info("generation_claimed", generation=hint.generation, epoch=run.lease.epoch, attempt=run.lease.attempt)
+        self._runs[hint.generation] = run, hint
+        if self._handing_over:
+            run.hand_over()
         try:
             result = await run.execute()
         except (GenerationUnknown, GenerationExpired):
             result = Result(Outcome.LOST)
-        except Exception as exc:  # noqa: BLE001 - one run's defect must not take the others with it
-            _log.error("run_defect", generation=hint.generation, error=repr(exc)[:300])
-            result = Result(Outcome.LOST)
         finally:
-            self._runs.pop(hint.generation, None)
+            if self._runs[hint.generation][0] is run:
+                del self._runs[hint.generation]
         if result.outcome is Outcome.ENDED and run.writer is not None:
             self._keeper.keep(run.writer)
         _log.info("generation_left", generation=hint.generation, outcome=result.outcome.value)
-        try:
-            match result.outcome:
-                case Outcome.ENDED:
-                    await self._queue.drop([hint])
-                    await self._count_end(run)
-                case Outcome.RETRY:
-                    await self._queue.look_again([hint], result.delay_ms)
-                    await self._totals.add(Total.RETRIED)
-                case Outcome.HANDED_OVER:
-                    await self._queue.look_again([hint], 0)
-                    await self._totals.add(Total.HANDED_OVER)
-                case Outcome.LOST:
-                    pass
-        except StoreError as exc:
-            # The hint in flight comes back by itself; the claim will see what has become of the generation.
-            _log.warning("queue_unavailable", error=str(exc))
+        match result.outcome:
+            case Outcome.ENDED:
+                await self._queue.drop([hint])
+                await self._count_end(run)
+            case Outcome.RETRY:
+                await self._queue.look_again([hint], result.delay_ms)
+                await self._totals.add(Total.RETRIED)
+            case Outcome.HANDED_OVER:
+                await self._queue.look_again([hint], 0)
+                await self._totals.add(Total.HANDED_OVER)
+            case Outcome.LOST:
+                pass
 
     async def _count_end(self, run: Run) -> None:
         writer = run.writer
@@ -242,6 +266,7 @@ class Worker:
         the process: after a lease everything here is somebody else's anyway."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._settings.drain_seconds)
+        self._handing_over = True
         for run, _ in list(self._runs.values()):
             run.hand_over()
         with suppress(TimeoutError):
@@ -275,3 +300,13 @@ class Worker:
             draining.cancel()
             if not sleeping.done():
                 sleeping.cancel()
+
+
+async def _unharmed(loop: Callable[[], Awaitable[None]]) -> None:
+    """Run one of the worker's loops; a defect in it is logged and it starts again. It must not end the worker."""
+    while True:
+        try:
+            await loop()
+        except Exception as exc:  # noqa: BLE001 - see above
+            _log.error("loop_defect", loop=loop.__qualname__, error=repr(exc)[:300])
+            await asyncio.sleep(_TICK_SECONDS)

@@ -70,6 +70,7 @@ class Writer:
         self._asks = 0  # how often the store was to be asked, even if there is nothing to append
         self._answered = 0  # how many of these are answered
         self._healed = 0  # entries put back
+        self._ended = False  # the store has had the terminal event
         self._added = asyncio.Event()
         self._progress = asyncio.Event()
 
@@ -80,8 +81,8 @@ class Writer:
 
     @property
     def memory_bytes(self) -> int:
-        """About what this writer's log takes in memory."""
-        return sum(_ENTRY_BYTES + len(entry.payload) for entry in self._entries)
+        """About what this writer's log and request take in memory."""
+        return len(self.lease.request.encode()) + sum(_ENTRY_BYTES + len(entry.payload) for entry in self._entries)
 
     @property
     def has_room(self) -> bool:
@@ -162,6 +163,7 @@ class Writer:
                 self._answered = asks
                 self.answered_at = self._pulse.now()
                 self._advance(self._stored + len(batch))
+                self._ended = self._ended or (self._stored > 0 and self._entries[self._stored - 1].is_terminal)
                 self.cancel(reason)
             case answers.Cancelled(reason=reason):
                 await self._end_cancelled(CancelReason(reason))
@@ -179,7 +181,7 @@ class Writer:
 
     async def _rebuild(self) -> None:
         if (
-            self.cancel_reason is not None
+            (self.cancel_reason is not None and not self._ended)
             or self._pulse.stood_still_since(self.answered_at)
             or self._pulse.now() - self.answered_at > self._heal_seconds
         ):

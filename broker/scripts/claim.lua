@@ -3,11 +3,11 @@
 --
 -- KEYS  1 record  2 log  3 request
 -- ARGV  1 owner: random, one a claim  2 lease ms  3 floor: the epoch must rise above it  4 jump: random, 2^20..2^31
---       5 '1' if the claimer may take over a lapsed lease (its connection to this node had no break for a lease)
+--       5 '1' if the claimer may take over a lapsed lease (it saw neither a break nor a loss of data for a lease)
 --       6 owner of a lease that the claimer itself holds and replaces, or ''
 --
 -- Returns {claimed, epoch, attempt, cancel flag, created ms, first claimed ms, now ms, tenant, request}
---         {busy, ms to wait} {ended, state} {gone}
+--         {busy, ms to wait} {lapsed, ms to wait} {ended, state} {gone}
 --
 -- Buys: epochs only rise and are never used twice, even after the store forgot claims: `history` is the replication
 -- id under which this record was last claimed or made, and when the server's own is another (or the record had to
@@ -31,7 +31,7 @@ if owner ~= ARGV[1] or owner == '' then
     local left = tonumber(r[3] or '0') - now
     if left > 0 then return {'busy', string.format('%.0f', left)} end
     local uptime = tonumber(string.match(redis.call('INFO', 'server'), 'uptime_in_seconds:(%d+)')) * 1000
-    if ARGV[5] ~= '1' or uptime < lease_ms then return {'busy', ARGV[2]} end
+    if ARGV[5] ~= '1' or uptime < lease_ms then return {'lapsed', ARGV[2]} end
     charged = true
   end
   local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)') or ''
@@ -40,6 +40,7 @@ if owner ~= ARGV[1] or owner == '' then
   if charged then attempt = attempt + 1 end
   redis.call('HSET', record, 'epoch', string.format('%.0f', epoch), 'owner', ARGV[1], 'state', 'running',
              'history', replid, 'attempt', string.format('%.0f', attempt), 'charge', '0')
+  redis.call('HDEL', record, 'unattended_ms')  -- nobody looked while nobody held it
   redis.call('HSETNX', record, 'started_ms', string.format('%.0f', now))
   -- Whoever holds the lease decides what the log is: what the record remembered beyond its end is given up.
   local tail = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)

@@ -2,11 +2,12 @@
 -- The whole record of a generation.
 --
 -- KEYS  1 record
--- Returns {now ms, field, value, field, value …}; {now ms} alone when there is none
+-- Returns {now ms, ttl ms or -1, field, value, field, value …}; the first two alone when there is none
 if string.find(redis.call('INFO', 'replication'), 'role:slave', 1, true) then
   return redis.error_reply('READONLY a replica does not judge')
 end
 local time = redis.call('TIME')
 local out = redis.call('HGETALL', KEYS[1])
+table.insert(out, 1, string.format('%.0f', redis.call('PTTL', KEYS[1])))
 table.insert(out, 1, string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000)))
 return out

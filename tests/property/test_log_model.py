@@ -21,6 +21,7 @@ from broker.events import Entry
 from broker.lease import Lease
 from broker.log import Appended, Fenced
 from broker.position import BEGINNING
+from broker.store import Store
 from tests.property.schedules import TIMEOUT_SECONDS, schedules
 from tests.property.viewers import Hub, Viewer
 from tests.property.workers import Doing, Worker
@@ -48,7 +49,11 @@ seldom, hardly_ever = (st.integers(1, times).map(lambda drawn, times=times: draw
 def stage(
     redis_server: EmbeddedServer | ExternalServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Stage]:
-    monkeypatch.setattr(Backoff, "next", lambda self: 0.0)  # the schedule says when a call is repeated
+    async def long_ago(store: Store, key: str) -> float:
+        return 3600.0
+
+    monkeypatch.setattr(Backoff, "next", lambda self: 0.0)  # the schedule says when a call is repeated,
+    monkeypatch.setattr(Store, "seconds_since_loss", long_ago)  # and when a lease may be taken over
     stage = Stage(redis_server.url, prefix, may_change_history=isinstance(redis_server, EmbeddedServer))
     yield stage
     stage.close()

@@ -91,8 +91,8 @@ class Gate:
             self._world.promise(self._put_back is None, "what the store lost and its holder knows is put back")
             answer = await self._world.claim(owner, replacing)
             if isinstance(answer, Lease):
-                # A claim before that one, unheard of and forgotten, may come back with another failover. It is higher then
-                # by chance, and nobody can know it.
+                # An earlier claim, unheard of and forgotten, may come back with another failover, and be higher
+                # by chance: nobody can know of that one.
                 self._epochs = {answer.epoch, *([replacing.epoch] if replacing else [])}
         finally:
             self._passed.set()

@@ -61,6 +61,9 @@ class Stage:
         self.records = Records(self.store, Queue(self.store))
         while self.redis.info("server")["uptime_in_seconds"] < LEASE_SECONDS:
             time.sleep(0.05)
+        # A take-over waits until the store has been whole for a lease, as far as anybody has looked.
+        while self.call(self.store.seconds_since_loss(self.keys.record("gen_"))) < LEASE_SECONDS:
+            time.sleep(0.05)
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run_until_complete(work)
