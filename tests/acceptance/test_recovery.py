@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from broker.events import Completed, Delta, Failed, Reset, Started, Status
+from broker.keys import Keys
 from tests.support.sse_client import follow, open_stream
 from tests.support.stack import Stack, eventually
 from worker.providers.sim import sim_text
@@ -177,3 +179,29 @@ def test_the_viewers_of_a_killed_api_disappear_by_themselves(redis_url: str, tmp
             stack.apis[1].kill()
             stack.apis.pop()
             stack.wait_status(generation, "cancelled", seconds=40)
+
+
+def test_a_worker_whose_claim_the_store_forgot_does_not_run_the_job_twice(stack: Stack) -> None:
+    """The record is queued again and its hint ready, while the worker still writes: it must not fight itself, lease
+    after lease, until no attempt is left."""
+    generation = stack.submit({**SLOW, "tokens": 300})
+    stack.wait_entries(generation, 20)
+    keys = Keys(stack.prefix)
+    with redis.Redis.from_url(stack.url, protocol=2) as client:
+        old = {"epoch": 0, "owner": "", "lease": 0, "state": "queued", "attempt": 0, "charge": 1, "head": "0-0"}
+        client.hset(keys.record(generation), mapping=old)
+        client.delete(keys.log(generation))
+        client.zadd(keys.ready("interactive"), {f"i:{generation}:dev": 0})
+        client.rpush(keys.wake(), "1")
+    reader, _ = follow(stack.urls, generation)
+    assert reader.text == sim_text(300, 5)
+    assert max(event.attempt for _, event in stack.log(generation) if isinstance(event, Started)) == 1
+
+
+def test_a_retry_that_would_come_too_late_is_not_waited_for(stack: Stack) -> None:
+    """The provider asks to wait longer than the generation may take."""
+    faults = [{"at_token": 2, "kind": "rate_limit"}]
+    generation = stack.submit({"tokens": 30, "faults": faults}, timeout_seconds=0.9)
+    reader, _ = follow(stack.urls, generation)
+    assert reader.ended is not None
+    assert (reader.ended.event, reader.ended.data["code"]) == ("failed", "rate_limited")

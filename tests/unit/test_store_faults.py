@@ -27,6 +27,7 @@ PASSES = [
     "NOREPLICAS Not enough good replicas to write.",
     "MISCONF Errors writing to the AOF file: No space left on device",
     "BUSY Valkey is busy running a script.",
+    "ERR max number of clients reached",
 ]
 HOPELESS = ["NOAUTH Authentication required.", "WRONGPASS invalid username-password pair or user is disabled."]
 
