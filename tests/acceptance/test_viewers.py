@@ -1,0 +1,54 @@
+"""Many viewers on one API process."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import redis
+
+from tests.support.sse_client import SSE, Reader, SseParser, events_path
+from tests.support.stack import Stack
+from worker.providers.sim import sim_text
+
+VIEWERS = 1000
+GENERATIONS = 20
+
+
+async def test_a_thousand_viewers_share_one_connection_and_all_get_their_text(redis_url: str, tmp_path: Path) -> None:
+    """Fifty on each of twenty generations, attached while they run; one subscription connection serves them all."""
+    with Stack.start(redis_url, tmp_path) as stack:
+        options = {"tokens": 60, "seed": 3, "tokens_per_second": 12}
+        generations = [await asyncio.to_thread(stack.submit, options) for _ in range(GENERATIONS)]
+        address = urlsplit(stack.urls[0])
+        assert address.hostname is not None
+        attached = 0
+
+        async def view(generation: str) -> str:
+            nonlocal attached
+            reader, writer = await asyncio.open_connection(address.hostname, address.port)
+            head = f"GET {events_path(generation)} HTTP/1.1\r\nHost: h\r\nAccept: {SSE}\r\n\r\n"
+            writer.write(head.encode())
+            await reader.readuntil(b"\r\n\r\n")
+            attached += 1
+            seen, parser = Reader(), SseParser()
+            while seen.ended is None:
+                size = int(await reader.readline(), 16)
+                assert size, "the body ended without the terminal event"
+                for frame in parser.feed((await reader.readexactly(size + 2))[:-2]):
+                    seen.take(frame)
+            writer.close()
+            return seen.text
+
+        viewers = [asyncio.create_task(view(generations[number % GENERATIONS])) for number in range(VIEWERS)]
+        async with asyncio.timeout(60):
+            while attached < VIEWERS:
+                await asyncio.sleep(0.05)
+            metrics = (await asyncio.to_thread(stack.get, "/metrics")).body.decode()
+            with redis.Redis.from_url(redis_url, protocol=2) as client:
+                named = {item["addr"] for item in client.client_list() if int(item.get("ssub", 0)) >= GENERATIONS}
+            texts = await asyncio.gather(*viewers)
+        assert "legato_subscription_connections 1\n" in metrics
+        assert len(named) == 1
+        assert set(texts) == {sim_text(60, 3)}
