@@ -15,12 +15,13 @@ import redis
 
 from broker.embedded import EmbeddedServer
 from broker.keys import Keys
+from chaos.cluster import Cluster
 from chaos.doors import Door
 from chaos.jobs import Jobs
 from chaos.processes import Api, Child
 from chaos.proxy import Way
 from chaos.schedule import Fault, Kind
-from chaos.stores import UNREPLICATED_SECONDS, Cluster, Replicated, Sentinels, Single, Stores, ask
+from chaos.stores import UNREPLICATED_SECONDS, Replicated, Sentinels, Single, Stores, ask
 
 #: How much a throttled path carries, and by how much it delays.
 _SLOW_BYTES: Final = 3000

@@ -29,6 +29,7 @@ from chaos.checks import (
     check_take_overs,
 )
 from chaos.clients import PING_SECONDS, Reader, Seen
+from chaos.cluster import Cluster
 from chaos.doors import Door
 from chaos.faults import Done, Faults, end
 from chaos.follower import TERMINAL, Sightings, Violation
@@ -36,7 +37,7 @@ from chaos.jobs import Jobs, User, sim_texts
 from chaos.processes import Api, Child, Reading, held
 from chaos.proxy import Proxy
 from chaos.schedule import Fault, Kind, Profile, plan
-from chaos.stores import Stores, free_port, stores_of
+from chaos.stores import Replicated, Sentinels, Single, Stores, free_port
 
 LEASE_SECONDS: Final = 2.0
 #: As the worker's setting of that name.
@@ -97,7 +98,7 @@ async def run(
     keep = directory is not None
     directory = directory or Path(tempfile.mkdtemp(prefix="legato-chaos-"))
     directory.mkdir(parents=True, exist_ok=True)
-    stores = stores_of(profile)
+    stores = _stores_of(profile)
     try:
         await stores.start()
         return await _Run(profile, stores, directory, seed=seed, seconds=seconds, users=users, say=say).go(
@@ -330,3 +331,16 @@ async def _patiently(ask: Callable[[], Coroutine[Any, Any, tuple[int, dict[str, 
 def _number(metadata: str | None) -> int | None:
     number = json.loads(metadata or "{}").get("chaos")
     return number if isinstance(number, int) else None
+
+
+def _stores_of(profile: Profile) -> Stores:
+    """The stores of a profile, not started yet."""
+    match profile:
+        case Profile.SINGLE:
+            return Single()
+        case Profile.REPLICA:
+            return Replicated()
+        case Profile.SENTINEL:
+            return Sentinels()
+        case Profile.CLUSTER:
+            return Cluster()
