@@ -18,6 +18,7 @@ def build(services: Services) -> ASGIApp:
         title="Legato",
         summary="A generated text arrives whole, whatever breaks.",
         version="1",
+        docs_url=None,  # the page would load its scripts from elsewhere; /openapi.json is all it needs
         redoc_url=None,
         redirect_slashes=False,  # a redirect would repeat the query, and with it tokens
     )

@@ -122,7 +122,9 @@ def install(app: FastAPI) -> None:
     async def http_error(request: Request, exc: Exception) -> Response:
         assert isinstance(exc, HTTPException)  # noqa: S101
         if exc.status_code == 404:
-            return _response(Problem(404, "not_found", "there is nothing at this path"))
+            return _response(
+                Problem(404, "not_found", "there is nothing at this path; /openapi.json says what there is")
+            )
         if exc.status_code == 405:
             allowed = allowed_methods(app.routes, request.scope)
             detail = f"{request.method} is not possible here; {allowed} is"

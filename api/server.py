@@ -26,6 +26,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from api.app import build
 from api.services import Services
 from api.stream import CONNECTION
+from broker.connect import without_secrets
 from broker.errors import StoreUnavailable
 from broker.settings import Settings
 
@@ -115,7 +116,7 @@ async def serve(url: str, settings: Settings, *, listener: socket.socket, stop: 
         try:
             await services.store.facts()
         except StoreUnavailable as exc:
-            _log.warning("store_unavailable", error=str(exc))
+            _log.warning("store_unavailable", store=without_secrets(url), error=str(exc))
         server = Server(services, config(build(services)))
 
         async def stop_when_told() -> None:

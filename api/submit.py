@@ -22,6 +22,9 @@ from api.viewer import start
 from broker.generation import Priority, Recovery
 from broker.generation import Request as Job
 
+#: What pydantic says in terms of itself, in terms of the request.
+_SAID = {"extra_forbidden": "there is no such field", "model_type": "it must be a JSON object"}
+
 _ROUTE = "POST /v1/generations"
 _METADATA_BYTES = 16 * 1024
 
@@ -234,7 +237,7 @@ def validate(body: object, providers: tuple[str, ...]) -> Submit:
         wanted = Submit.model_validate(body)
     except ValidationError as exc:
         fields = tuple(
-            FieldError(".".join(str(part) for part in item["loc"]) or "(body)", item["msg"])
+            FieldError(".".join(str(part) for part in item["loc"]) or "(body)", _SAID.get(item["type"], item["msg"]))
             for item in exc.errors(include_url=False, include_input=False, include_context=False)
         )
         raise _wrong(*fields) from exc

@@ -19,7 +19,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from redis.asyncio import (
     BlockingConnectionPool,
@@ -84,11 +84,7 @@ class Topology(Protocol):
 
 def connect(url: str, settings: Settings) -> Topology:
     """The topology that a URL names; nothing is contacted yet. Raises `StoreUnusable` for a URL that is none."""
-    parts = urlsplit(url)
-    if parts.scheme not in _SCHEMES:
-        raise StoreUnusable(
-            f"LEGATO_REDIS_URL must start with one of {', '.join(s + '://' for s in _SCHEMES)}; got {parts.scheme!r}"
-        )
+    parts = checked(url)
     query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     number = parts.path.strip("/") if parts.scheme in ("redis", "rediss") else ""
     try:
@@ -116,6 +112,21 @@ def connect(url: str, settings: Settings) -> Topology:
             return _Sentinels(_addresses(hosts, default_port=26379), service, credentials, settings, tls)
         case _:
             return _Cluster(_addresses(hosts), credentials, settings, tls)
+
+
+def checked(url: str) -> SplitResult:
+    """The parts of a URL. Raises `StoreUnusable` for one of an unknown scheme."""
+    parts = urlsplit(url)
+    if parts.scheme not in _SCHEMES:
+        said = f"it starts with {parts.scheme}://" if "://" in url else "it has no scheme"
+        raise StoreUnusable(f"LEGATO_REDIS_URL must start with one of {', '.join(s + '://' for s in _SCHEMES)}; {said}")
+    return parts
+
+
+def without_secrets(url: str) -> str:
+    """A URL as it may be logged: scheme and hosts, no credentials, no query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def translate(exc: Exception) -> StoreError:

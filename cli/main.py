@@ -17,7 +17,7 @@ from cli.exits import EXIT_HELP, Exit
 
 #: Name, module that holds it (under the same name), and its line in the list.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
-    "dev": ("cli.serve", "API, worker and an embedded server in one process."),
+    "dev": ("cli.serve", "API, worker and an embedded server in one command."),
     "demo": ("cli.demo", "Cut a stream's connection again and again, and show that its text is whole."),
     "submit": ("cli.submit", "Submit a job and print its id."),
     "tail": ("cli.tail", "Print a generation's text as it comes, until it ends."),

@@ -18,14 +18,20 @@ from pydantic import ValidationError
 
 from api.auth import check_bind
 from api.server import bind, serve
+from broker.connect import checked
 from broker.embedded import EmbeddedServer
 from broker.errors import LegatoError
 from broker.settings import Settings
 from cli.logs import configure
 from worker.__main__ import work
 
+#: Variables of our names that are no settings of a server: the client's, and the tests'.
+_OTHER_VARIABLES = {"LEGATO_URL", "LEGATO_TEST_REDIS_URL", "LEGATO_MODEL_RUNS"}
+
 #: The lease of `legato dev`, unless the environment says otherwise.
 _DEV_LEASE_SECONDS = 3.0
+#: And its patience with running generations at the end: the next start goes on with them.
+_DEV_DRAIN_SECONDS = 0.5
 
 
 @click.command()
@@ -38,13 +44,15 @@ _DEV_LEASE_SECONDS = 3.0
     help="Directory of the embedded server's append-only file.",
 )
 def dev(port: int, data: Path) -> None:
-    """API, worker and an embedded server in one process. Uses LEGATO_REDIS_URL instead of the server if it is set."""
+    """API, worker and an embedded server in one command. Uses LEGATO_REDIS_URL instead of the server if it is set."""
     settings = load_settings()
     if "sim" not in settings.providers:
         settings = settings.model_copy(update={"providers": ("sim", *settings.providers)})
     if "lease_seconds" not in settings.model_fields_set:
         # One process that is restarted often: what it held should not wait long for it.
         settings = settings.model_copy(update={"lease_seconds": _DEV_LEASE_SECONDS})
+    if "drain_seconds" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"drain_seconds": _DEV_DRAIN_SECONDS})
     configure(settings.log_level)
     listener = _bind("127.0.0.1", port)
     with _embedded(settings.redis_url, data) as url:
@@ -71,6 +79,7 @@ def api(host: str, port: int) -> None:
         check_bind(host)
     except LegatoError as error:
         fail(str(error))
+    check_url(url)
     listener = _bind(host, port)
     click.echo(f"Legato API at http://{host}:{listener.getsockname()[1]}, open to this machine only", err=True)
     run_until_told(lambda stop: serve(url, settings, listener=listener, stop=stop))
@@ -90,6 +99,10 @@ def worker(concurrency: int | None) -> None:
 
 def load_settings() -> Settings:
     """The settings of the environment; a wrong one ends the command and is named."""
+    known = {f"LEGATO_{name.upper()}" for name in Settings.model_fields} | _OTHER_VARIABLES
+    for name in sorted(set(os.environ) - known):
+        if name.startswith("LEGATO_"):
+            click.echo(f"legato: {name} is set, and is no setting (docs/settings.md lists them)", err=True)
     try:
         return Settings()
     except ValidationError as exc:
@@ -106,6 +119,14 @@ def require_url(settings: Settings) -> str:
     return settings.redis_url
 
 
+def check_url(url: str) -> None:
+    """End the command for a URL that can name no store; nothing is contacted."""
+    try:
+        checked(url)
+    except LegatoError as error:
+        fail(str(error))
+
+
 def run_until_told(work_: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     """Run until SIGTERM or SIGINT, which stop in good order; a second one ends the process at once."""
 
@@ -115,6 +136,7 @@ def run_until_told(work_: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         def told() -> None:
             if stop.is_set():
                 os._exit(130)
+            click.echo("legato: stopping in good order (once more: at once)", err=True)
             stop.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):

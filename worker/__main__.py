@@ -8,6 +8,7 @@ import signal
 import structlog
 import uvloop
 
+from broker.connect import without_secrets
 from broker.errors import StoreUnavailable
 from broker.settings import Settings
 from broker.store import Store
@@ -28,7 +29,8 @@ async def work(url: str, settings: Settings, *, stop: asyncio.Event) -> None:
         try:
             await store.facts()
         except StoreUnavailable as exc:
-            _log.warning("store_unavailable", error=str(exc))
+            _log.warning("store_unavailable", store=without_secrets(url), error=str(exc))
+        _log.info("worker_started", concurrency=settings.worker_concurrency, providers=list(settings.providers))
         worker = Worker(store, providers=providers, settings=settings)
 
         async def drain_when_told() -> None:
