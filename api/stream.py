@@ -17,6 +17,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api import longpoll
 from api.auth import authenticate
 from api.frames import NDJSON, SSE, Framing
 from api.problem import Problem, problem_of
@@ -74,6 +75,8 @@ class EventsRoute:
         cursor = cursor_of(headers, query)
         snapshot = snapshot_asked(query)
         framing = framing_of(headers)
+        polling = asks_to_poll(headers)
+        wait, most = longpoll.bounds(query) if polling else (0.0, 0)
         if not is_id(generation):
             raise GenerationUnknown("there is no generation of that id")
         try:
@@ -83,6 +86,10 @@ class EventsRoute:
             if not names_sse(headers):
                 raise
             await FaultResponse(services, framing, generation, cursor, error)(scope, receive, send)
+            return
+        if polling:
+            response = await longpoll.answer(services, begin, wait=0 if scope["method"] == "HEAD" else wait, limit=most)
+            await response(scope, receive, send)
             return
         await serve(services, begin, framing, scope, receive, send)
 
@@ -137,6 +144,12 @@ def framing_of(headers: Headers) -> Framing:
     """The transport that Accept asks for; SSE by default."""
     accept = headers.get("accept", "")
     return NDJSON if "application/x-ndjson" in accept and "text/event-stream" not in accept else SSE
+
+
+def asks_to_poll(headers: Headers) -> bool:
+    """Whether Accept asks for one JSON answer, and for no stream."""
+    accept = headers.get("accept", "")
+    return "application/json" in accept and not any(kind in accept for kind in ("text/event-stream", "x-ndjson"))
 
 
 def names_sse(headers: Headers) -> bool:

@@ -205,7 +205,7 @@ class Viewer:
         fold, page = await self._services.log.folded(self._generation)
         opened = self._open(verdict, page)
         self.cursor = fold.position
-        return opened + self._framing.frame(b"snapshot", fold.data(_status(page)), fold.position)
+        return opened + self._framing.frame(b"snapshot", fold.data(status_of(page)), fold.position)
 
     def _from_window(self, notices: list[Notice]) -> bytes:
         if not notices:
@@ -237,7 +237,7 @@ class Viewer:
             verdict=verdict,
             cursor=self.cursor,
             head=page.last,
-            status=_status(page),
+            status=status_of(page),
             attempt=page.attempt,
         )
         return self._framing.frame(b"open", data, retry_ms=self._services.retry_ms(fault=False))
@@ -262,5 +262,6 @@ def error_frame(framing: Framing, error: LegatoError) -> bytes:
     return framing.frame(b"error", orjson.dumps({"code": error.code, "message": str(error), "retryable": True}))
 
 
-def _status(page: Page) -> str:
+def status_of(page: Page) -> str:
+    """The status a client sees: a running one with a stored cancel is `cancelling`."""
     return "cancelling" if page.cancel and not page.state.is_terminal else page.state.value

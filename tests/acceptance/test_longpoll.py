@@ -1,0 +1,84 @@
+"""Long-poll: the same log, asked for answer by answer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.sse_client import Answer, events_path, request
+from tests.support.stack import Stack
+from worker.providers.sim import sim_text
+
+
+@pytest.fixture(scope="module")
+def stack(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with Stack.start(redis_url, tmp_path_factory.mktemp("longpoll"), apis=2) as stack:
+        yield stack
+
+
+def ask(stack: Stack, generation: str, cursor: str | None = None, *, query: str = "", api: int = 0) -> Answer:
+    headers = {"Accept": "application/json"} | ({"Last-Event-ID": cursor} if cursor else {})
+    return request(stack.urls[api], "GET", events_path(generation, query), headers=headers)
+
+
+def text_of(events: list[dict[str, Any]]) -> str:
+    return "".join(event["data"]["text"] for event in events if event["event"] in ("delta", "snapshot"))
+
+
+def test_a_running_text_is_whole_over_many_answers_of_both_replicas(stack: Stack) -> None:
+    generation = stack.submit({"tokens": 150, "seed": 9, "tokens_per_second": 100})
+    cursor, text, answers = None, "", 0
+    while True:
+        answer = ask(stack, generation, cursor, query="wait=5&limit=7", api=answers % 2)
+        assert answer.status == 200
+        said = answer.json()
+        answers += 1
+        assert said["verdict"] == ("start" if cursor is None else "resumed")
+        text += text_of(said["events"])
+        cursor = said["position"]
+        if not said["events"] and said["status"] == "completed":
+            break
+    assert text == sim_text(150, 9)
+    assert answers > 20
+
+
+def test_it_waits_for_what_is_to_come_and_not_longer(stack: Stack) -> None:
+    generation = stack.submit({"tokens": 3, "seed": 9, "first_token_ms": 1500})
+    stack.wait_entries(generation, 1)
+    since = time.monotonic()
+    said = ask(stack, generation, "1-1", query="wait=0").json()
+    assert (said["events"], said["position"], said["status"]) == ([], "1-1", "running")
+    assert time.monotonic() - since < 1.4  # it did not wait for the first token
+    said = ask(stack, generation, "1-1", query="wait=20").json()
+    assert said["events"][0]["event"] == "delta"
+
+
+def test_a_position_that_is_gone_gives_a_snapshot_first(stack: Stack) -> None:
+    generation = stack.submit({"tokens": 20, "seed": 9})
+    stack.wait_status(generation, "completed")
+    said = ask(stack, generation, "5-7").json()
+    assert said["verdict"] == "rewound"
+    assert [event["event"] for event in said["events"]] == ["snapshot", "completed"]
+    assert text_of(said["events"]) == sim_text(20, 9)
+    ended = ask(stack, generation, said["position"]).json()
+    assert (ended["events"], ended["status"]) == ([], "completed")
+
+
+def test_a_delete_ends_the_wait(stack: Stack) -> None:
+    generation = stack.submit({"tokens": 3, "first_token_ms": 20_000})
+    stack.wait_entries(generation, 1)
+    deleting = threading.Timer(0.5, stack.delete, [f"/v1/generations/{generation}"])
+    deleting.start()
+    assert ask(stack, generation, "1-1", query="wait=15").status == 410
+    deleting.join()
+
+
+@pytest.mark.parametrize("query", ["wait=56", "wait=-1", "wait=soon", "limit=0", "limit=1001", "wait=nan"])
+def test_a_bad_bound_is_named(stack: Stack, query: str) -> None:
+    generation = stack.submit({"tokens": 1})
+    answer = ask(stack, generation, query=query)
+    assert (answer.status, answer.json()["code"]) == (400, "invalid_query")
