@@ -5,10 +5,41 @@ Durations end in `_seconds` or `_ms`, sizes in `_bytes`. `docs/settings.md` is g
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+import json
+import re
+from typing import Annotated, Final, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+#: Names of providers that are not to be taken by a server of `LEGATO_OPENAI_COMPATIBLE`.
+BUILT_IN_PROVIDERS: Final = frozenset({"sim", "openai", "openai_responses", "anthropic"})
+
+_SERVER_NAME: Final = re.compile(r"[a-z0-9_-]{1,32}")
+
+
+class CompatibleServer(BaseModel):
+    """A server that speaks OpenAI's chat completions: where it is, and which variable holds its key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    base_url: str
+    api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+
+    @field_validator("base_url")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        try:
+            url = urlsplit(value)
+            host = url.hostname if url.port != 0 else None
+        except ValueError:
+            host = None
+        if not host or url.scheme not in {"http", "https"} or any(char.isspace() for char in value):
+            raise ValueError("not an http:// or https:// URL")
+        if "@" in url.netloc:
+            raise ValueError("must not hold credentials; name the variable of the key in api_key_env")
+        return value
 
 
 class Settings(BaseSettings):
@@ -25,6 +56,12 @@ class Settings(BaseSettings):
     providers: Annotated[tuple[str, ...], NoDecode] = Field(
         ("openai", "anthropic"),
         description="Names of the providers that requests may use, separated by commas. `legato dev` adds `sim`.",
+    )
+    openai_compatible: Annotated[dict[str, CompatibleServer], NoDecode] = Field(
+        {},
+        description="More servers that speak OpenAI's chat completions, each a provider by its name (which "
+        '`LEGATO_PROVIDERS` must list, too), as JSON: `{"name": {"base_url": "https://…/v1", "api_key_env": '
+        '"NAME_OF_A_VARIABLE"}}`; `null` as `api_key_env` where no key is needed.',
     )
 
     lease_seconds: float = Field(
@@ -96,6 +133,18 @@ class Settings(BaseSettings):
             return tuple(name.strip() for name in value.split(",") if name.strip())
         return value
 
+    @field_validator("openai_compatible", mode="before")
+    @classmethod
+    def _servers(cls, value: object) -> object:
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                raise ValueError("not JSON") from None
+        if not isinstance(value, dict):
+            raise ValueError('not an object {"name": {"base_url": …, "api_key_env": …}}')  # noqa: TRY004
+        return {name: _server(name, server) for name, server in value.items()}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.retry_base_seconds > self.retry_cap_seconds:
@@ -105,3 +154,17 @@ class Settings(BaseSettings):
     @property
     def lease_ms(self) -> int:
         return round(self.lease_seconds * 1000)
+
+
+def _server(name: object, server: object) -> CompatibleServer:
+    """One server of `LEGATO_OPENAI_COMPATIBLE`. Raises `ValueError` that names what is wrong, and repeats no value."""
+    if not isinstance(name, str) or not _SERVER_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name: 1 to 32 of a-z, 0-9, _ and -")
+    if name in BUILT_IN_PROVIDERS:
+        raise ValueError(f"{name!r} is the name of a provider that is built in")
+    try:
+        return CompatibleServer.model_validate(server)
+    except ValidationError as exc:
+        wrong = exc.errors(include_url=False, include_input=False)
+        where = ((".".join([name, *map(str, item["loc"])]), item["msg"]) for item in wrong)
+        raise ValueError("; ".join(f"{path}: {message}" for path, message in where)) from None

@@ -23,7 +23,7 @@ async def work(url: str, settings: Settings, *, stop: asyncio.Event) -> None:
 
     Raises `ValueError` for an unknown provider, `StoreUnusable` for a store that can never do.
     """
-    providers = build_providers(settings.providers)
+    providers = build_providers(settings.providers, compatible=settings.openai_compatible)
     store = Store(url, settings)
     try:
         try:

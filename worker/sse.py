@@ -8,7 +8,7 @@ It follows the WHATWG grammar: lines end in CR, LF or CRLF; one space after the 
 are joined with a newline; comments, `id`, `retry` and unknown fields are ignored; a leading byte order mark is
 dropped; a block that its stream never finished is discarded (so there is nothing to call at the end).
 On purpose it differs in two ways: the event name is `None` where the grammar says `message`, and a line, or the
-data of one block, longer than `MAX_BYTES` is an error, for a broken peer must not fill our memory.
+data of one block, longer than `most_bytes` is an error, for a broken peer must not fill our memory.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ _BOM: Final = b"\xef\xbb\xbf"
 class SseReader:
     """Incremental: feed it chunks as they come. One reader a response."""
 
-    __slots__ = ("_after_cr", "_at_start", "_data", "_data_bytes", "_name", "_partial", "_partial_bytes")
+    __slots__ = ("_after_cr", "_at_start", "_data", "_data_bytes", "_most", "_name", "_partial", "_partial_bytes")
 
-    def __init__(self) -> None:
+    def __init__(self, *, most_bytes: int = MAX_BYTES) -> None:
+        self._most = most_bytes
         self._partial: list[bytes] = []  # pieces of the unfinished line, joined once its end arrives
         self._partial_bytes = 0
         self._after_cr = False  # the last chunk ended in CR: an LF next belongs to it
@@ -64,8 +65,8 @@ class SseReader:
             self._partial.clear()
             self._partial_bytes = 0
         lines = chunk.split(b"\n")
-        if len(chunk) > MAX_BYTES and max(map(len, lines)) > MAX_BYTES:
-            raise _too_long("line")
+        if len(chunk) > self._most and max(map(len, lines)) > self._most:
+            raise _too_long("line", self._most)
         if self._at_start:
             self._at_start = False
             lines[0] = lines[0].removeprefix(_BOM)
@@ -86,8 +87,8 @@ class SseReader:
             elif line.startswith(b"data:"):
                 value = line[6:] if line.startswith(b"data: ") else line[5:]
                 self._data_bytes += len(value) + 1
-                if self._data_bytes > MAX_BYTES:
-                    raise _too_long("block")
+                if self._data_bytes > self._most:
+                    raise _too_long("block", self._most)
                 data.append(value)
             elif line.startswith(b"event:"):
                 name = (line[7:] if line.startswith(b"event: ") else line[6:]) or None
@@ -101,11 +102,11 @@ class SseReader:
     def _keep(self, piece: bytes) -> None:
         self._partial.append(piece)
         self._partial_bytes += len(piece)
-        if self._partial_bytes > MAX_BYTES:
-            raise _too_long("line")
+        if self._partial_bytes > self._most:
+            raise _too_long("line", self._most)
 
 
-def _too_long(what: str) -> ProviderError:
+def _too_long(what: str, most: int) -> ProviderError:
     return ProviderError(
-        FailureCode.UPSTREAM_ERROR, f"the provider sent a {what} longer than {MAX_BYTES} bytes", retryable=True
+        FailureCode.UPSTREAM_ERROR, f"the provider sent a {what} longer than {most} bytes", retryable=True
     )

@@ -1,4 +1,4 @@
-"""Both HTTP wires behind one face, so that what must hold for each is written once."""
+"""All HTTP wires behind one face, so that what must hold for each is written once."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from tests.support.wire_provider import (
     anthropic_event,
     anthropic_stream,
     openai_stream,
+    responses_event,
+    responses_stream,
     sse,
 )
 from worker.providers.anthropic import AnthropicProvider
 from worker.providers.base import Provider, ProviderEvent
 from worker.providers.openai import OpenAIProvider
+from worker.providers.openai_responses import OpenAIResponsesProvider
 
 #: What every test client authenticates with. Must never come out again.
 API_KEY = "sk-test-0123456789abcdefghijklmnopqrstuvwxyz"
@@ -49,6 +52,12 @@ class Wire:
 async def _openai(server: WireProvider, **settings: Any) -> AsyncIterator[Provider]:
     async with openai.AsyncOpenAI(api_key=API_KEY, base_url=server.openai_url, **settings) as client:
         yield OpenAIProvider(client=client)
+
+
+@contextlib.asynccontextmanager
+async def _responses(server: WireProvider, **settings: Any) -> AsyncIterator[Provider]:
+    async with openai.AsyncOpenAI(api_key=API_KEY, base_url=server.openai_url, **settings) as client:
+        yield OpenAIResponsesProvider(client=client)
 
 
 @contextlib.asynccontextmanager
@@ -79,7 +88,16 @@ ANTHROPIC = Wire(
     error_body=lambda kind, message: {"type": "error", "error": _error(kind, message)},
 )
 
-WIRES = [OPENAI, ANTHROPIC]
+RESPONSES = Wire(
+    name="responses",
+    connect=_responses,
+    whole=lambda *texts: responses_stream(*texts, echo=False),  # 20 MB of text are no single event
+    unfinished=lambda *texts: responses_stream(*texts, status=None),
+    error=lambda kind: responses_event("error", code=kind, message="it broke", param=None),
+    error_body=lambda kind, message: {"error": _error(kind, message)},
+)
+
+WIRES = [OPENAI, ANTHROPIC, RESPONSES]
 
 
 async def collect(stream: AsyncGenerator[ProviderEvent, None]) -> tuple[list[ProviderEvent], ProviderError | None]:

@@ -7,7 +7,7 @@ whether a connection was closed or reset. A `Reply` is what one request gets; it
         server.script(Reply.events(openai_stream("Hel", "lo"), piece_bytes=1))
         client = AsyncOpenAI(api_key="test", base_url=server.openai_url)
 
-`openai_stream` and `anthropic_stream` render answers to the bytes of either wire.
+`openai_stream`, `anthropic_stream` and `responses_stream` render answers to the bytes of each wire.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ async def _first(*events: asyncio.Event) -> None:
             task.cancel()
 
 
-# --- answers as bytes of either wire ---
+# --- answers as bytes of each wire ---
 
 
 def sse(data: object, *, event: str | None = None) -> bytes:
@@ -329,4 +329,89 @@ def anthropic_stream(
         )
     if stop:
         frames.append(anthropic_event("message_stop", named=named))
+    return b"".join(frames)
+
+
+def responses_event(kind: str, *, named: bool = True, **fields: Any) -> bytes:
+    """One event."""
+    return sse({"type": kind, "sequence_number": 0, **fields}, event=kind if named else None)
+
+
+def responses_item(index: int, item: dict[str, Any], *events: tuple[str, dict[str, Any]], named: bool = True) -> bytes:
+    """One output item: its start, the events inside it (kind and fields), its end."""
+    where = {"output_index": index, "item_id": item["id"]}
+    started = {name: [] if name in {"content", "summary"} else value for name, value in item.items()}
+    if "arguments" in item:
+        started["arguments"] = ""
+    frames = [responses_event("response.output_item.added", named=named, output_index=index, item=started)]
+    frames += [responses_event(f"response.{kind}", named=named, **where, **fields) for kind, fields in events]
+    return b"".join([*frames, responses_event("response.output_item.done", named=named, output_index=index, item=item)])
+
+
+def responses_call(
+    index: int, call_id: str, name: str, *fragments: str, named: bool = True
+) -> tuple[dict[str, Any], bytes]:
+    """A function call, as an item and as its events."""
+    arguments = "".join(fragments)
+    item = {"id": f"fc_{index}", "type": "function_call", "call_id": call_id, "name": name, "arguments": arguments}
+    events: list[tuple[str, dict[str, Any]]] = []
+    events += [("function_call_arguments.delta", {"delta": fragment}) for fragment in fragments]
+    events.append(("function_call_arguments.done", {"arguments": arguments}))
+    return item, responses_item(index, item, *events, named=named)
+
+
+def responses_stream(
+    *texts: str,
+    reasoning: Sequence[str] = (),
+    summary: Sequence[str] = (),
+    refusal: Sequence[str] = (),
+    tools: Sequence[tuple[str, str, Sequence[str]]] = (),
+    usage: dict[str, Any] | None = None,
+    status: str | None = "completed",
+    details: dict[str, Any] | None = None,
+    error: dict[str, Any] | None = None,
+    named: bool = True,
+    echo: bool = True,
+) -> bytes:
+    """A whole answer. `tools` holds id, name and JSON fragments of each call.
+
+    `status` is that of the terminal event (`None`: there is none); `echo=False` leaves out what repeats the answer.
+    """
+    response: dict[str, Any] = {"id": "resp_1", "object": "response", "status": "in_progress", "model": "m"}
+    response |= {"output": [], "error": None, "incomplete_details": None, "usage": None}
+    output: list[dict[str, Any]] = []
+    frames = [
+        responses_event(f"response.{kind}", named=named, response=response) for kind in ("created", "in_progress")
+    ]
+    if reasoning or summary:
+        thought: list[tuple[str, dict[str, Any]]] = []
+        thought += [("reasoning_text.delta", {"content_index": 0, "delta": text}) for text in reasoning]
+        thought += [("reasoning_summary_text.delta", {"summary_index": 0, "delta": text}) for text in summary]
+        output.append({"id": "rs_1", "type": "reasoning", "summary": []})
+        frames.append(responses_item(0, output[-1], *thought, named=named))
+    if texts or refusal:
+        said: list[tuple[str, dict[str, Any]]] = []
+        parts: list[dict[str, Any]] = []
+        for kind, pieces in (("output_text", texts), ("refusal", refusal)):
+            if not pieces:
+                continue
+            where = {"content_index": len(parts)}
+            field_name = "text" if kind == "output_text" else "refusal"
+            part = {"type": kind, field_name: "".join(pieces) if echo else ""}
+            said.append(("content_part.added", where | {"part": {"type": kind, field_name: ""}}))
+            said += [(f"{kind}.delta", where | {"delta": piece}) for piece in pieces]
+            if echo:
+                said.append((f"{kind}.done", where | {field_name: part[field_name]}))
+                said.append(("content_part.done", where | {"part": part}))
+            parts.append(part)
+        output.append({"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": parts})
+        frames.append(responses_item(len(output) - 1, output[-1], *said, named=named))
+    for call_id, name, fragments in tools:
+        item, rendered = responses_call(len(output), call_id, name, *fragments, named=named)
+        output.append(item)
+        frames.append(rendered)
+    if status is not None:
+        end = {"status": status, "output": output if echo else [], "usage": usage}
+        end |= {"incomplete_details": details, "error": error}
+        frames.append(responses_event(f"response.{status}", named=named, response=response | end))
     return b"".join(frames)

@@ -5,9 +5,11 @@ The SDKs cost half a second of import time, which `legato dev` with nothing but 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
+from broker.settings import CompatibleServer
 from worker.providers.base import Provider
 
 
@@ -29,17 +31,40 @@ def _anthropic() -> Provider:
     return AnthropicProvider()
 
 
-_BUILDERS: Final[dict[str, Callable[[], Provider]]] = {"sim": _sim, "openai": _openai, "anthropic": _anthropic}
+def _openai_responses() -> Provider:
+    from worker.providers.openai_responses import OpenAIResponsesProvider  # noqa: PLC0415
 
-#: Names that `LEGATO_PROVIDERS` and a request's `provider` may hold.
+    return OpenAIResponsesProvider()
+
+
+def _compatible(name: str, server: CompatibleServer) -> Provider:
+    from worker.providers.compatible import CompatibleProvider  # noqa: PLC0415
+
+    return CompatibleProvider(name, server)
+
+
+_BUILDERS: Final[dict[str, Callable[[], Provider]]] = {
+    "sim": _sim,
+    "openai": _openai,
+    "anthropic": _anthropic,
+    "openai_responses": _openai_responses,
+}
+
+#: Names that `LEGATO_PROVIDERS` and a request's `provider` may hold, besides those of `LEGATO_OPENAI_COMPATIBLE`.
 KNOWN: Final = tuple(_BUILDERS)
 
 
-def build_providers(names: Sequence[str]) -> dict[str, Provider]:
+def build_providers(
+    names: Sequence[str], *, compatible: Mapping[str, CompatibleServer] | None = None
+) -> dict[str, Provider]:
     """The named providers, without any I/O; keys are looked at only when one is used.
 
-    Raises `ValueError` for an unknown name. The caller closes each with `aclose`.
+    `compatible` are the OpenAI-compatible servers of the settings, by name. Raises `ValueError` for an unknown name.
+    The caller closes each with `aclose`.
     """
-    if unknown := [name for name in names if name not in _BUILDERS]:
-        raise ValueError(f"unknown provider {', '.join(map(repr, unknown))}; there are {', '.join(KNOWN)}")
-    return {name: _BUILDERS[name]() for name in names}
+    servers = {name: partial(_compatible, name, server) for name, server in (compatible or {}).items()}
+    builders: dict[str, Callable[[], Provider]] = {**servers, **_BUILDERS}
+    if unknown := [name for name in names if name not in builders]:
+        there_are = ", ".join((*KNOWN, *servers))
+        raise ValueError(f"unknown provider {', '.join(map(repr, unknown))}; there are {there_are}")
+    return {name: builders[name]() for name in names}

@@ -20,7 +20,7 @@ from broker.errors import ProviderError
 from broker.events import Delta, DeltaKind, Json, ToolCall, ToolCallDone
 from worker.providers import classify
 from worker.providers.base import ProviderEvent
-from worker.sse import SseReader
+from worker.sse import MAX_BYTES, SseReader
 
 #: After the terminal marker the body's own end usually follows in the same packet. Waiting this long for it keeps
 #: the connection for the next call; `Finish` has been yielded before.
@@ -65,6 +65,7 @@ async def relay(
     *,
     provider: str,
     auth_errors: tuple[type[Exception], ...],
+    most_bytes: int = MAX_BYTES,
 ) -> AsyncGenerator[ProviderEvent, None]:
     """Everything a response says, as events; ends after `Finish`, or raises `ProviderError` and nothing else.
 
@@ -72,7 +73,7 @@ async def relay(
     generator closes the connection. Errors are raised `from None`: their causes hold requests and headers, and must
     not reach a traceback in a log.
     """
-    reader = SseReader()
+    reader = SseReader(most_bytes=most_bytes)
     opened = False
     try:
         async with connect() as response:
