@@ -39,6 +39,7 @@ from urllib.parse import quote
 
 from broker.datadir import DataDir
 from broker.errors import StoreUnusable
+from broker.lifeline import bound_to_us
 
 #: How long a start may take; most of it is for loading a large append-only file. A server that exits fails at once.
 READY_SECONDS: Final = 60.0
@@ -63,19 +64,6 @@ RESERVED_OPTIONS: Final = frozenset(
 )
 
 _DIES_WITH_PARENT = sys.platform == "linux"
-
-#: argv: pid of the parent, then the command to become. 1 is PR_SET_PDEATHSIG; the check of the parent closes the
-#: gap in which it died before the request was in force.
-_BECOME = """\
-import ctypes, os, signal, sys
-try:
-    ctypes.CDLL(None).prctl(1, ctypes.c_ulong(signal.SIGTERM))
-except (OSError, AttributeError) as problem:
-    print("cannot bind the server's life to its parent's:", problem, flush=True)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the parent died before the server started")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 def find_binary() -> Path:
@@ -340,7 +328,7 @@ class _Keeper:
     def _keep(self) -> None:
         command = self._command
         if _DIES_WITH_PARENT:
-            command = [sys.executable, "-I", "-S", "-c", _BECOME, str(os.getpid()), *command]
+            command = bound_to_us(command, by=signal.SIGTERM)
         try:
             with open(self._log, "ab", opener=_private) as out:
                 self._process = subprocess.Popen(  # noqa: S603 - our own command

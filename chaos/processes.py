@@ -21,6 +21,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from broker.lifeline import bound_to_us
+
 #: Where the packages are: processes run from here.
 ROOT: Final = Path(__file__).resolve().parents[1]
 
@@ -30,18 +32,6 @@ READY_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.02
 _LATELY_SECONDS: Final = 3.0
 _TCP_STATES: Final = {"01": "established", "08": "close_wait", "0A": "listen"}
-
-#: argv: pid of the parent, then the command to become. 1 is PR_SET_PDEATHSIG: no process outlives the suite.
-_BECOME: Final = """\
-import ctypes, os, signal, sys
-try:
-    ctypes.CDLL(None).prctl(1, ctypes.c_ulong(signal.SIGKILL))
-except (OSError, AttributeError):
-    pass
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the parent died first")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 @dataclass(slots=True)
@@ -110,10 +100,10 @@ class Child:
     def start(self) -> None:
         """Begin a life."""
         log = self._directory / f"{self.name}.{len(self.lives)}.log"
-        command = [sys.executable, "-I", "-S", "-c", _BECOME, str(os.getpid()), sys.executable, "-m", "cli.main"]
+        command = bound_to_us([sys.executable, "-m", "cli.main", *self._arguments])
         with log.open("ab") as out:
             process = subprocess.Popen(  # noqa: S603 - our own command
-                [*command, *self._arguments],
+                command,
                 cwd=ROOT,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from broker.lifeline import bound_to_us
 from cli.exits import Exit, Failure
 
 #: How long a process may take to say where it listens, and to end in order.
@@ -28,18 +29,6 @@ _POLL_SECONDS: Final = 0.01
 
 #: How much of a log an error quotes.
 _QUOTED_CHARACTERS: Final = 400
-
-#: argv: pid of the parent, then the command to become. 1 is PR_SET_PDEATHSIG.
-_BECOME: Final = """\
-import ctypes, os, signal, sys
-try:
-    ctypes.CDLL(None).prctl(1, ctypes.c_ulong(signal.SIGKILL))
-except (OSError, AttributeError):
-    pass
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the parent died before the process started")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class Child:
@@ -88,9 +77,7 @@ class Children:
     def start(self, name: str, *arguments: str) -> Child:
         """`legato <arguments>`, in the folder."""
         log = self._folder / f"{len(self._children)}.log"
-        command = [sys.executable, "-m", "cli.main", *arguments]
-        if sys.platform == "linux":
-            command = [sys.executable, "-I", "-S", "-c", _BECOME, str(os.getpid()), *command]
+        command = bound_to_us([sys.executable, "-m", "cli.main", *arguments])
         with log.open("wb") as out:
             process = subprocess.Popen(  # noqa: S603 - our own command
                 command,

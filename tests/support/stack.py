@@ -29,6 +29,7 @@ import redis
 from broker.events import Event, decode
 from broker.events import Stored as StoredEvent
 from broker.keys import Keys
+from broker.lifeline import bound_to_us
 from tests.support.servers import wait_until
 from tests.support.sse_client import Answer, request
 
@@ -40,19 +41,6 @@ STOP_SECONDS = 30.0
 #: The lease of a stack's workers, unless told otherwise: the least the settings allow is 1.
 LEASE_SECONDS = 2.0
 
-#: argv: pid of the parent, then the command to become. The process is killed when its parent dies (1 is
-#: PR_SET_PDEATHSIG), however that happens.
-_BECOME = """\
-import ctypes, os, signal, sys
-try:
-    ctypes.CDLL(None).prctl(1, ctypes.c_ulong(signal.SIGKILL))
-except (OSError, AttributeError):
-    pass
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the parent died first")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
-
 
 class Process:
     """One process of the stack."""
@@ -61,10 +49,9 @@ class Process:
         self.name = name
         self.log_path = directory / f"{name}.log"
         self._paused = False
-        become = [sys.executable, "-I", "-S", "-c", _BECOME, str(os.getpid())]
         with self.log_path.open("ab") as out:
             self._popen = subprocess.Popen(
-                [*become, sys.executable, "-m", "cli.main", *command],
+                bound_to_us([sys.executable, "-m", "cli.main", *command]),
                 cwd=ROOT,
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
