@@ -120,9 +120,9 @@ def _ending(fold: Fold) -> Json:
     match fold.end:
         case Completed(finish_reason=reason, characters=characters):
             return {"finish_reason": reason.value, "characters": characters, "error": None}
-        case Failed(code=code, message=message, retryable=retryable, partial=partial):
+        case Failed(code=code, message=message, retryable=retryable, partial=partial, characters=characters):
             error = {"code": code.value, "message": message, "retryable": retryable, "partial": partial}
-            return {"finish_reason": None, "error": error}
+            return {"finish_reason": None, "characters": characters, "error": error}
         case _:
             return {"finish_reason": None, "error": None}
 

@@ -120,6 +120,15 @@ class ToolCallDone:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Something of the answer that is neither text nor a call, as the provider gave it. `type` is `citation` (a source
+    of what was said), or `reasoning` (a block that the provider wants back, unread, with the next turn)."""
+
+    type: str
+    data: Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ToolResult:
     """What a tool gave back to the model."""
 
@@ -163,12 +172,14 @@ class Completed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """Terminal. `partial` says whether anything was shown since the last reset."""
+    """Terminal. `partial` says whether anything was shown since the last reset, `characters` how much plain text;
+    `retryable` whether asking again can help."""
 
     code: FailureCode
     message: str
     retryable: bool
     partial: bool
+    characters: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +191,7 @@ class Cancelled:
 
 
 Terminal = Completed | Failed | Cancelled
-Event = Started | Delta | ToolCall | ToolCallDone | ToolResult | Status | Reset | UsageReport | Terminal
+Event = Started | Delta | ToolCall | ToolCallDone | Part | ToolResult | Status | Reset | UsageReport | Terminal
 
 #: Field names of deltas in the log; every other entry's field is its event name.
 DELTA_FIELDS: Final[dict[bytes, DeltaKind]] = {
@@ -194,7 +205,7 @@ _FIELD_OF_KIND: Final = {kind: field for field, kind in DELTA_FIELDS.items()}
 TERMINAL_FIELDS: Final = frozenset({b"completed", b"failed", b"cancelled"})
 
 #: "Shown" to a viewer: any of these makes a later attempt say `reset`.
-SHOWN_FIELDS: Final = frozenset({*DELTA_FIELDS, b"tool_call", b"tool_call_done", b"tool_result"})
+SHOWN_FIELDS: Final = frozenset({*DELTA_FIELDS, b"tool_call", b"tool_call_done", b"part", b"tool_result"})
 
 
 class Stored(NamedTuple):
@@ -240,6 +251,8 @@ def encode(event: Event) -> Stored:
             return _json(b"tool_call", data | {"arguments": event.arguments})
         case ToolCallDone(index=index, id=call, name=name, arguments=arguments):
             return _json(b"tool_call_done", {"index": index, "id": call, "name": name, "arguments": arguments})
+        case Part(type=kind_of_part, data=about):
+            return _json(b"part", {"type": kind_of_part, "data": about})
         case ToolResult(id=call, name=name, content=content, is_error=is_error):
             return _json(b"tool_result", {"id": call, "name": name, "content": content, "is_error": is_error})
         case Status(phase=phase, detail=detail):
@@ -257,10 +270,16 @@ def encode(event: Event) -> Stored:
                     "characters": characters,
                 },
             )
-        case Failed(code=code, message=message, retryable=retryable, partial=partial):
+        case Failed(code=code, message=message, retryable=retryable, partial=partial, characters=characters):
             return _json(
                 b"failed",
-                {"code": code.value, "message": message, "retryable": retryable, "partial": partial},
+                {
+                    "code": code.value,
+                    "message": message,
+                    "retryable": retryable,
+                    "partial": partial,
+                    "characters": characters,
+                },
             )
         case Cancelled(reason=why, usage=used):
             return _json(b"cancelled", {"reason": why.value} | ({"usage": used.as_json()} if used else {}))
@@ -280,6 +299,8 @@ def decode(stored: Stored | Entry) -> Event:
             return ToolCall(**data)
         case b"tool_call_done":
             return ToolCallDone(**data)
+        case b"part":
+            return Part(**data)
         case b"tool_result":
             return ToolResult(**data)
         case b"status":

@@ -21,11 +21,13 @@ _ID_LENGTH: Final = len(_ID_PREFIX) + 32
 
 
 class State(Enum):
-    """Where a generation is. `TRANSITIONS` lists every legal step."""
+    """Where a generation is. Steps: queued → running; running → queued (handed over), retrying, waiting_for_tools or an
+    end; retrying and waiting_for_tools → queued or running; any → cancelled, deleted."""
 
     QUEUED = "queued"  # stored, waits for a worker
     RUNNING = "running"  # a worker holds, or held, its lease
     RETRYING = "retrying"  # an attempt failed; the next one waits for its time
+    WAITING_FOR_TOOLS = "waiting_for_tools"  # the client runs them; nobody holds a lease
     CANCELLING = "cancelling"  # shown only: running, with a cancel stored
     COMPLETED = "completed"
     FAILED = "failed"
@@ -39,18 +41,6 @@ class State(Enum):
 
 _ENDED: Final = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED, State.DELETED})
 
-TRANSITIONS: Final[dict[State, frozenset[State]]] = {
-    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED, State.DELETED}),
-    State.RUNNING: frozenset(
-        {State.QUEUED, State.RUNNING, State.RETRYING, State.COMPLETED, State.FAILED} | {State.CANCELLED, State.DELETED}
-    ),
-    State.RETRYING: frozenset({State.RUNNING, State.CANCELLED, State.DELETED}),
-    State.COMPLETED: frozenset({State.DELETED}),
-    State.FAILED: frozenset({State.DELETED}),
-    State.CANCELLED: frozenset({State.DELETED}),
-    State.DELETED: frozenset(),
-}
-
 
 class Recovery(Enum):
     """What the next attempt does when text was shown already."""
@@ -58,6 +48,39 @@ class Recovery(Enum):
     RESTART = "restart"  # `reset`, then the text anew
     CONTINUE = "continue"  # go on from the partial text where provider and model can, else restart
     FAIL = "fail"  # end with `failed`
+
+
+class ToolMode(Enum):
+    """Who runs the tools that the model calls."""
+
+    RETURN = "return"  # whoever reads the answer: it completes with `finish_reason: tool_calls`
+    SERVER = "server"  # the worker, between the model's turns
+    INTERACTIVE = "interactive"  # the client, while the generation waits for the results
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A model at a provider."""
+
+    provider: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """How text is cut into deltas; see `worker.delivery`."""
+
+    unit: str = "token"  # token, word or sentence
+    max_chars: int | None = None  # no delta is longer
+    flush_ms: int | None = None  # nothing waits longer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """A check or a transform of the text, by name, and what it is told."""
+
+    name: str
+    options: Json = field(default_factory=dict)
 
 
 class Priority(Enum):
@@ -104,6 +127,14 @@ class Request:
     tools: list[Json] | None = None
     tool_choice: str | Json | None = None
     provider_options: Json = field(default_factory=dict)
+    fallbacks: list[Target] = field(default_factory=list)  # asked in turn where the one before fails
+    tool_mode: ToolMode = ToolMode.RETURN
+    max_tool_rounds: int = 8  # turns that end in calls, before it fails
+    tool_timeout_seconds: float = 300.0  # how long the client has for the results (interactive)
+    delivery: Delivery = field(default_factory=Delivery)
+    transforms: list[Filter] = field(default_factory=list)
+    validators: list[Filter] = field(default_factory=list)
+    max_output_characters: int | None = None
     thread: str | None = None
     recovery: Recovery = Recovery.RESTART
     max_attempts: int = 3
@@ -143,9 +174,19 @@ class Request:
             values: dict[str, Any] = {key: item for key, item in orjson.loads(data).items() if key in known}
             values["recovery"] = Recovery(values["recovery"])
             values["priority"] = Priority(values["priority"])
+            for name, kind in _VALUES.items():
+                if name in values:
+                    found = values[name]
+                    values[name] = [kind(**item) for item in found] if isinstance(found, list) else kind(**found)
+            if "tool_mode" in values:
+                values["tool_mode"] = ToolMode(values["tool_mode"])
             return cls(**values)
         except (ValueError, TypeError, KeyError, AttributeError):
             return cls(provider="(unreadable)", model="(unreadable)", messages=[])
+
+
+#: Fields of a request that hold values of their own, or lists of them.
+_VALUES: Final[dict[str, Any]] = {"fallbacks": Target, "delivery": Delivery, "transforms": Filter, "validators": Filter}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

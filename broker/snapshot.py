@@ -18,6 +18,7 @@ from broker.events import (
     Entry,
     Failed,
     Json,
+    Part,
     Reset,
     Started,
     Status,
@@ -40,6 +41,7 @@ class Fold:
     parts: dict[DeltaKind, list[str]] = field(default_factory=dict)
     tool_calls: dict[int, ToolCallDone] = field(default_factory=dict)
     tool_results: list[ToolResult] = field(default_factory=list)
+    other_parts: list[Part] = field(default_factory=list)
     usage: Usage | None = None
     end: Completed | Failed | Cancelled | None = None
 
@@ -61,9 +63,12 @@ class Fold:
                 self.tool_calls[event.index] = event
             case ToolResult():
                 self.tool_results.append(event)
+            case Part():
+                self.other_parts.append(event)
             case Reset(attempt=attempt):
                 self.attempt = attempt
-                self.parts, self.tool_calls, self.tool_results, self.usage = {}, {}, [], None
+                self.parts, self.tool_calls, self.tool_results, self.other_parts = {}, {}, [], []
+                self.usage = None
             case Started(attempt=attempt):
                 self.attempt = attempt
             case UsageReport(usage=usage):
@@ -84,8 +89,8 @@ class Fold:
         return "".join(self.parts.get(DeltaKind.TEXT, ()))
 
     def state(self) -> Json:
-        """The folded state without the status: `{text, reasoning?, refusal?, tool_calls, tool_results?, attempt,
-        usage?}`."""
+        """The folded state without the status: `{text, reasoning?, refusal?, tool_calls, tool_results?, parts?,
+        attempt, usage?}`."""
         data: Json = {"text": self.text}
         for kind in (DeltaKind.REASONING, DeltaKind.REFUSAL):
             if kind in self.parts:
@@ -99,6 +104,8 @@ class Fold:
                 {"id": result.id, "name": result.name, "content": result.content, "is_error": result.is_error}
                 for result in self.tool_results
             ]
+        if self.other_parts:
+            data["parts"] = [{"type": part.type, "data": part.data} for part in self.other_parts]
         data["attempt"] = self.attempt
         if self.usage:
             data["usage"] = self.usage.as_json()

@@ -38,7 +38,7 @@ from broker.generation import Recovery
 from broker.lease import Lease, Leases
 from broker.log import Log
 from broker.settings import Settings
-from worker.providers.base import Finish, Provider
+from worker.providers.base import Call, Finish, Mark, Provider
 from worker.pulse import Pulse
 from worker.writer import Writer
 
@@ -220,7 +220,7 @@ class Run:
         end = loop.time() + (request.timeout_seconds or settings.timeout_seconds) - self._lease.running_ms / 1000
         try:
             async with (
-                aclosing(provider.stream(request, attempt=self._lease.attempt, partial=partial)) as events,
+                aclosing(provider.stream(Call(request, attempt=self._lease.attempt, partial=partial))) as events,
                 asyncio.timeout_at(min(end, loop.time() + stall)) as deadline,
             ):
                 async for event in events:
@@ -228,6 +228,8 @@ class Run:
                         case Finish():
                             self._complete(writer, event)
                             return
+                        case Mark():
+                            pass
                         case UsageReport(usage=usage):
                             self._usage = usage
                             writer.add(event)
@@ -281,7 +283,9 @@ class Run:
         return self._lease.running_ms / 1000 + self._pulse.now() - self._claimed_at
 
     def _fail(self, writer: Writer, code: FailureCode, message: str, *, retryable: bool = False) -> None:
-        writer.add(Failed(code=code, message=message, retryable=retryable, partial=self._shown))
+        writer.add(
+            Failed(code=code, message=message, retryable=retryable, partial=self._shown, characters=self._characters)
+        )
 
     def _stop_producing(self) -> None:
         if self._producing is not None:

@@ -10,13 +10,13 @@ from broker.events import Delta, FailureCode, FinishReason, ToolCall, ToolCallDo
 from tests.providers.wires import ANTHROPIC, API_KEY, collect, request, text_of
 from tests.support.wire_provider import Reply, WireProvider, anthropic_block, anthropic_event, anthropic_stream
 from worker.providers.anthropic import DEFAULT_MAX_TOKENS, AnthropicProvider, create_arguments
-from worker.providers.base import Finish, ProviderEvent
+from worker.providers.base import Call, Finish, ProviderEvent
 
 
 async def play(server: WireProvider, stream: bytes) -> list[ProviderEvent]:
     server.script(Reply.events(stream))
     async with ANTHROPIC.connect(server) as provider:
-        events, error = await collect(provider.stream(request(), attempt=1))
+        events, error = await collect(provider.stream(Call(request())))
     assert error is None
     return events
 
@@ -25,7 +25,7 @@ async def sent(server: WireProvider, **fields: Any) -> tuple[dict[str, Any], dic
     """Body and headers of the request that a provider makes of `fields`."""
     server.script(Reply.events(anthropic_stream("ok")))
     async with ANTHROPIC.connect(server) as provider:
-        _, error = await collect(provider.stream(request(**fields), attempt=1))
+        _, error = await collect(provider.stream(Call(request(**fields))))
     assert error is None
     return server.requests[-1].body, server.requests[-1].headers
 
@@ -195,7 +195,7 @@ async def test_requests_that_cannot_be_are_refused_before_anything_is_sent(
     server: WireProvider, fields: dict[str, Any], field: str
 ) -> None:
     async with ANTHROPIC.connect(server) as provider:
-        events, error = await collect(provider.stream(request(**fields), attempt=1))
+        events, error = await collect(provider.stream(Call(request(**fields))))
     assert events == []
     assert error is not None
     assert (error.failure, error.retryable) == (FailureCode.INVALID_REQUEST, False)
@@ -207,7 +207,7 @@ async def test_without_a_key_it_is_upstream_auth(server: WireProvider, monkeypat
     """Building it is no error, and nothing is sent."""
     monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
     provider = AnthropicProvider()
-    events, error = await collect(provider.stream(request(), attempt=1))
+    events, error = await collect(provider.stream(Call(request())))
     await provider.aclose()
     assert events == []
     assert error is not None
@@ -222,7 +222,7 @@ async def test_key_and_base_url_come_from_the_environment(
     monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
     provider = AnthropicProvider()
     server.script(Reply.events(anthropic_stream("ok")))
-    events, _ = await collect(provider.stream(request(), attempt=1))
+    events, _ = await collect(provider.stream(Call(request())))
     await provider.aclose()
     assert text_of(events) == "ok"
     assert "from-env" in str(server.requests[0].headers)

@@ -12,6 +12,7 @@ from broker.events import FailureCode
 from broker.settings import BUILT_IN_PROVIDERS, CompatibleServer, Settings
 from tests.providers.wires import collect, request, text_of
 from tests.support.wire_provider import Reply, WireProvider, openai_stream
+from worker.providers.base import Call
 from worker.providers.registry import KNOWN, build_providers
 
 URL = "http://127.0.0.1:1/v1"
@@ -104,7 +105,7 @@ async def test_a_server_is_a_provider_among_the_others() -> None:
 async def ask(server: CompatibleServer) -> tuple[str, Any]:
     provider = build_providers(["local"], compatible={"local": server})["local"]
     try:
-        events, error = await collect(provider.stream(request(max_output_tokens=5), attempt=1))
+        events, error = await collect(provider.stream(Call(request(max_output_tokens=5))))
     finally:
         await provider.aclose()
     return text_of(events), error

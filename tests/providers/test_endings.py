@@ -11,7 +11,7 @@ from broker.errors import ProviderError
 from broker.events import Delta, FailureCode, FinishReason
 from tests.providers.wires import API_KEY, OPENAI, Wire, collect, request, text_of
 from tests.support.wire_provider import Cut, End, Pause, Reply, Rst, Send, WireProvider, openai_stream
-from worker.providers.base import Finish, ProviderEvent
+from worker.providers.base import Call, Finish, ProviderEvent
 
 HTML = {"content-type": "text/html"}
 
@@ -21,7 +21,7 @@ async def play(
 ) -> tuple[list[ProviderEvent], ProviderError | None]:
     server.script(reply)
     async with wire.connect(server, **settings) as provider:
-        return await collect(provider.stream(request(), attempt=1))
+        return await collect(provider.stream(Call(request())))
 
 
 async def test_a_stream_with_its_marker_is_whole(server: WireProvider, wire: Wire) -> None:
@@ -157,7 +157,7 @@ async def test_nothing_listening_is_an_upstream_error(wire: Wire) -> None:
     async with WireProvider() as closed:
         pass
     async with wire.connect(closed) as provider:
-        events, error = await collect(provider.stream(request(), attempt=1))
+        events, error = await collect(provider.stream(Call(request())))
     assert events == []
     assert error is not None
     assert (error.failure, error.retryable) == (FailureCode.UPSTREAM_ERROR, True)
@@ -181,7 +181,7 @@ async def test_a_refused_request_is_not_repeated(server: WireProvider, wire: Wir
     limited = Reply.error(429, wire.error_body("rate_limit_error", "slow down"), retry_after_ms="1500")
     server.script(limited, Reply.events(wire.whole("late")))
     async with wire.connect(server, max_retries=5) as provider:
-        _, error = await collect(provider.stream(request(), attempt=1))
+        _, error = await collect(provider.stream(Call(request())))
     assert error is not None
     assert (error.failure, error.retryable, error.retry_after) == (FailureCode.RATE_LIMITED, True, 1.5)
     assert len(server.requests) == 1
@@ -191,7 +191,7 @@ async def test_closing_the_generator_closes_the_connection(server: WireProvider,
     """In the middle of a body that would never end."""
     server.script(Reply(actions=(Send(wire.unfinished("Hel")), Pause(asyncio.Event()))))
     async with wire.connect(server) as provider:
-        stream = provider.stream(request(), attempt=1)
+        stream = provider.stream(Call(request()))
         while not isinstance(await anext(stream), Delta):
             pass
         assert not server.requests[0].gone.is_set()
@@ -204,7 +204,7 @@ async def test_cancelling_the_reader_closes_the_connection(server: WireProvider,
     never = asyncio.Event()
     server.script(Reply(actions=(Send(wire.unfinished()), Pause(never)), hold=never if before_head else None))
     async with wire.connect(server) as provider:
-        reading = asyncio.create_task(collect(provider.stream(request(), attempt=1)))
+        reading = asyncio.create_task(collect(provider.stream(Call(request()))))
         while not server.requests:
             await asyncio.sleep(0.001)
         reading.cancel()
@@ -217,7 +217,7 @@ async def test_the_end_of_the_body_is_not_waited_for(server: WireProvider, wire:
     """`Finish` comes with the marker, and the generator ends soon after, though the server keeps the body open."""
     server.script(Reply(actions=(Send(wire.whole("Hello")), Pause(asyncio.Event()))))
     async with wire.connect(server) as provider:
-        events, error = await collect(provider.stream(request(), attempt=1))
+        events, error = await collect(provider.stream(Call(request())))
         assert error is None
         assert isinstance(events[-1], Finish)
         await asyncio.wait_for(server.requests[0].gone.wait(), 10)
@@ -227,7 +227,7 @@ async def test_a_connection_is_used_again_after_a_whole_answer(server: WireProvi
     server.script(*[Reply.events(wire.whole("Hello"))] * 3)
     async with wire.connect(server) as provider:
         for _ in range(3):
-            await collect(provider.stream(request(), attempt=1))
+            await collect(provider.stream(Call(request())))
     assert [received.connection for received in server.requests] == [1, 1, 1]
 
 
@@ -236,7 +236,7 @@ async def test_a_reader_that_pauses_stops_the_reading(server: WireProvider, wire
     texts = ["x" * 1000] * 20_000
     server.script(Reply.events(wire.whole(*texts)))
     async with wire.connect(server) as provider:
-        stream = provider.stream(request(), attempt=1)
+        stream = provider.stream(Call(request()))
         first = await anext(stream)
         await asyncio.sleep(0.2)
         assert not server.requests[0].gone.is_set()

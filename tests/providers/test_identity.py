@@ -20,6 +20,7 @@ from tests.support.wire_provider import (
     openai_stream,
     sse,
 )
+from worker.providers.base import Call
 from worker.providers.sim import SimProvider
 
 #: What has broken stream code before: each is put into the document many times, at every alignment.
@@ -75,7 +76,7 @@ async def test_a_document_comes_through_a_wire_identical(server: WireProvider, w
     """200 KB of everything, in HTTP chunks as small as they get."""
     server.script(Reply.events(wire.whole(*pieces(DOCUMENT)), piece_bytes=piece_bytes))
     async with wire.connect(server) as provider:
-        events, error = await collect(provider.stream(request(), attempt=1))
+        events, error = await collect(provider.stream(Call(request())))
     assert error is None
     assert text_of(events) == DOCUMENT
     assert [event.text for event in events if isinstance(event, Delta)] == pieces(DOCUMENT)
@@ -91,7 +92,7 @@ async def test_a_document_comes_through_escaped_identical(server: WireProvider, 
         escaped.append(head + mark + ascii_data)
     server.script(Reply.events(b"\n\n".join(escaped)))
     async with wire.connect(server) as provider:
-        events, error = await collect(provider.stream(request(), attempt=1))
+        events, error = await collect(provider.stream(Call(request())))
     assert error is None
     assert text_of(events) == DOCUMENT
 
@@ -99,7 +100,7 @@ async def test_a_document_comes_through_escaped_identical(server: WireProvider, 
 @pytest.mark.parametrize("chunk_chars", [1, 4, 1000])
 async def test_a_document_comes_through_sim_identical(chunk_chars: int) -> None:
     options = {"text": DOCUMENT, "chunk_chars": chunk_chars}
-    events, error = await collect(SimProvider().stream(request(provider_options=options), attempt=1))
+    events, error = await collect(SimProvider().stream(Call(request(provider_options=options))))
     assert error is None
     assert text_of(events) == DOCUMENT
 
@@ -145,7 +146,7 @@ async def test_halves_of_a_character_find_one_another(
     """A half that stays alone becomes U+FFFD; no delta is empty, and each can be encoded."""
     server.script(Reply.events(raw(*escapes)))
     async with wire_of.connect(server) as provider:
-        events, error = await collect(provider.stream(request(), attempt=1))
+        events, error = await collect(provider.stream(Call(request())))
     assert error is None
     assert text_of(events) == text
     deltas = [event.text for event in events if isinstance(event, Delta)]
@@ -165,7 +166,7 @@ async def test_halves_in_tool_arguments_find_one_another(server: WireProvider) -
     frames += [fragment(1, r"\ude01]"), openai_chunk(finish_reason="tool_calls"), sse("[DONE]")]
     server.script(Reply.events(b"".join(frames)))
     async with OPENAI.connect(server) as provider:
-        events, error = await collect(provider.stream(request(), attempt=1))
+        events, error = await collect(provider.stream(Call(request())))
     assert error is None
     assert [event.arguments for event in events if isinstance(event, ToolCallDone)] == ["[😀]", "[😁]"]
     for index, arguments in enumerate(["[😀]", "[😁]"]):
@@ -176,7 +177,7 @@ async def test_halves_in_tool_arguments_find_one_another(server: WireProvider) -
 async def test_bytes_that_are_not_utf8_become_replacement_characters(server: WireProvider, wire: Wire) -> None:
     server.script(Reply.events(wire.whole("a@b", "c").replace(b"@", b"\xff")))
     async with wire.connect(server) as provider:
-        events, error = await collect(provider.stream(request(), attempt=1))
+        events, error = await collect(provider.stream(Call(request())))
     assert error is None
     assert text_of(events) == "a\ufffdbc"
 
@@ -193,7 +194,7 @@ async def test_bytes_that_are_not_utf8_become_replacement_characters(server: Wir
 async def test_reasoning_is_kept_apart_from_the_answer(server: WireProvider, stream: bytes, wire_of: Wire) -> None:
     server.script(Reply.events(stream))
     async with wire_of.connect(server) as provider:
-        events, _ = await collect(provider.stream(request(), attempt=1))
+        events, _ = await collect(provider.stream(Call(request())))
     deltas = [(event.kind, event.text) for event in events if isinstance(event, Delta)]
     reasoning, text = DeltaKind.REASONING, DeltaKind.TEXT
     assert deltas == [(reasoning, "tho"), (reasoning, "ught"), (text, "an"), (text, "swer")]
@@ -203,5 +204,5 @@ async def test_a_first_text_inside_its_block_start_is_not_lost(server: WireProvi
     block = anthropic_block(0, {"type": "text", "text": "Hel"}, {"type": "text_delta", "text": "lo"})
     server.script(Reply.events(block + anthropic_event("message_stop")))
     async with ANTHROPIC.connect(server) as provider:
-        events, _ = await collect(provider.stream(request(), attempt=1))
+        events, _ = await collect(provider.stream(Call(request())))
     assert text_of(events) == "Hello"

@@ -9,14 +9,14 @@ import pytest
 from broker.events import Delta, DeltaKind, FailureCode, FinishReason, ToolCall, ToolCallDone, Usage, UsageReport
 from tests.providers.wires import API_KEY, OPENAI, collect, request, text_of
 from tests.support.wire_provider import Reply, WireProvider, openai_chunk, openai_stream, sse
-from worker.providers.base import Finish, ProviderEvent
+from worker.providers.base import Call, Finish, ProviderEvent
 from worker.providers.openai import OpenAIProvider, create_arguments
 
 
 async def play(server: WireProvider, stream: bytes) -> list[ProviderEvent]:
     server.script(Reply.events(stream))
     async with OPENAI.connect(server) as provider:
-        events, error = await collect(provider.stream(request(), attempt=1))
+        events, error = await collect(provider.stream(Call(request())))
     assert error is None
     return events
 
@@ -25,7 +25,7 @@ async def sent(server: WireProvider, **fields: Any) -> tuple[dict[str, Any], dic
     """Body and headers of the request that a provider makes of `fields`."""
     server.script(Reply.events(openai_stream("ok")))
     async with OPENAI.connect(server) as provider:
-        _, error = await collect(provider.stream(request(**fields), attempt=1))
+        _, error = await collect(provider.stream(Call(request(**fields))))
     assert error is None
     return server.requests[-1].body, server.requests[-1].headers
 
@@ -163,7 +163,7 @@ async def test_a_second_choice_is_refused(server: WireProvider) -> None:
     choices = [{"index": 1, "delta": {"content": "b"}, "finish_reason": None}]
     server.script(Reply.events(openai_chunk({"content": "a"}) + openai_chunk(choices=choices)))
     async with OPENAI.connect(server) as provider:
-        events, error = await collect(provider.stream(request(), attempt=1))
+        events, error = await collect(provider.stream(Call(request())))
     assert text_of(events) == "a"
     assert error is not None
     assert error.failure is FailureCode.INVALID_REQUEST
@@ -172,7 +172,7 @@ async def test_a_second_choice_is_refused(server: WireProvider) -> None:
 async def test_without_a_key_it_is_upstream_auth() -> None:
     """Building it is no error: a worker may serve other providers."""
     provider = OpenAIProvider()
-    events, error = await collect(provider.stream(request(), attempt=1))
+    events, error = await collect(provider.stream(Call(request())))
     await provider.aclose()
     assert events == []
     assert error is not None
@@ -186,7 +186,7 @@ async def test_key_and_base_url_come_from_the_environment(
     monkeypatch.setenv("OPENAI_BASE_URL", server.openai_url)
     provider = OpenAIProvider(name="local")
     server.script(Reply.events(openai_stream("ok")))
-    events, _ = await collect(provider.stream(request(), attempt=1))
+    events, _ = await collect(provider.stream(Call(request())))
     await provider.aclose()
     assert text_of(events) == "ok"
     assert server.requests[0].headers["authorization"] == "Bearer from-env"
@@ -318,7 +318,7 @@ async def test_content_as_typed_parts(server: WireProvider) -> None:
 async def test_an_error_event_without_an_error_object_is_an_error(server: WireProvider) -> None:
     server.script(Reply.events(sse({"message": "too many", "code": 429}, event="error")))
     async with OPENAI.connect(server) as provider:
-        _, error = await collect(provider.stream(request(), attempt=1))
+        _, error = await collect(provider.stream(Call(request())))
     assert error is not None
     assert (error.failure, error.retryable) == (FailureCode.RATE_LIMITED, True)
 
@@ -338,7 +338,7 @@ async def test_fields_of_the_wrong_type_are_an_error(server: WireProvider, chunk
     """Not a defect of ours, and never an event that cannot be stored."""
     server.script(Reply.events(chunk))
     async with OPENAI.connect(server) as provider:
-        events, error = await collect(provider.stream(request(), attempt=1))
+        events, error = await collect(provider.stream(Call(request())))
     assert events == []
     assert error is not None
     assert error.failure is FailureCode.UPSTREAM_ERROR

@@ -24,7 +24,7 @@ from tests.support.wire_provider import (
     responses_stream,
     sse,
 )
-from worker.providers.base import Finish, ProviderEvent
+from worker.providers.base import Call, Finish, ProviderEvent
 from worker.providers.openai_responses import OpenAIResponsesProvider
 
 USAGE = {
@@ -40,7 +40,7 @@ COUNTED = Usage(input_tokens=10, output_tokens=20, cached_tokens=3, reasoning_to
 async def ended(server: WireProvider, reply: Reply) -> tuple[list[ProviderEvent], ProviderError | None]:
     server.script(reply)
     async with RESPONSES.connect(server) as provider:
-        return await collect(provider.stream(request(), attempt=1))
+        return await collect(provider.stream(Call(request())))
 
 
 async def play(server: WireProvider, stream: bytes) -> list[ProviderEvent]:
@@ -60,7 +60,7 @@ async def sent(server: WireProvider, **fields: Any) -> tuple[dict[str, Any], dic
     """Body and headers of the request that the provider makes of `fields`."""
     server.script(Reply.events(responses_stream("ok")))
     async with RESPONSES.connect(server) as provider:
-        _, error = await collect(provider.stream(request(**fields), attempt=1))
+        _, error = await collect(provider.stream(Call(request(**fields))))
     assert error is None
     return server.requests[-1].body, server.requests[-1].headers
 
@@ -219,7 +219,7 @@ async def test_what_cannot_be_is_refused_before_anything_is_sent(
     server: WireProvider, fields: dict[str, Any], named: str
 ) -> None:
     async with RESPONSES.connect(server) as provider:
-        events, error = await collect(provider.stream(request(**fields), attempt=1))
+        events, error = await collect(provider.stream(Call(request(**fields))))
     assert events == []
     assert error is not None
     assert (error.failure, error.retryable) == (FailureCode.INVALID_REQUEST, False)
@@ -230,7 +230,7 @@ async def test_what_cannot_be_is_refused_before_anything_is_sent(
 async def test_without_a_key_it_is_upstream_auth() -> None:
     """Building it is no error: a worker may serve other providers."""
     provider = OpenAIResponsesProvider()
-    events, error = await collect(provider.stream(request(), attempt=1))
+    events, error = await collect(provider.stream(Call(request())))
     await provider.aclose()
     assert events == []
     assert error is not None
@@ -244,7 +244,7 @@ async def test_key_and_base_url_come_from_the_environment(
     monkeypatch.setenv("OPENAI_BASE_URL", server.openai_url)
     provider = OpenAIResponsesProvider()
     server.script(Reply.events(responses_stream("ok")))
-    events, _ = await collect(provider.stream(request(), attempt=1))
+    events, _ = await collect(provider.stream(Call(request())))
     await provider.aclose()
     assert text_of(events) == "ok"
     assert server.requests[0].headers["authorization"] == "Bearer from-env"
@@ -478,7 +478,7 @@ async def test_a_break_behind_the_marker_does_no_harm(server: WireProvider, end:
     sent_all = asyncio.Event()
     server.script(Reply(actions=(Send(responses_stream("Hello", usage=USAGE)), Pause(sent_all), end)))
     async with RESPONSES.connect(server) as provider:
-        stream = provider.stream(request(), attempt=1)
+        stream = provider.stream(Call(request()))
         events = [await anext(stream) for _ in range(3)]
         sent_all.set()
         rest, error = await collect(stream)
@@ -491,7 +491,7 @@ async def test_closing_closes_the_socket(server: WireProvider) -> None:
     """In the middle of a body that would never end: with `store: false` that is what stops the provider."""
     server.script(Reply(actions=(Send(responses_stream("Hel", status=None)), Pause(asyncio.Event()))))
     async with RESPONSES.connect(server) as provider:
-        stream = provider.stream(request(), attempt=1)
+        stream = provider.stream(Call(request()))
         assert await anext(stream) == Delta(text="Hel")
         assert not server.requests[0].gone.is_set()
         await stream.aclose()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from broker.errors import ProviderError
 from broker.events import Delta, FailureCode, FinishReason, Usage, UsageReport
 from broker.generation import Request
-from worker.providers.base import Finish, ProviderEvent
+from worker.providers.base import Call, Finish, ProviderEvent
 from worker.providers.sim import DEFAULT_TOKENS, RETRY_AFTER_SECONDS, SimProvider, sim_text, sim_tokens
 
 
@@ -26,7 +26,7 @@ def ask(options: dict[str, Any], *, messages: list[dict[str, Any]] | None = None
 async def collect(options: dict[str, Any], *, attempt: int = 1) -> tuple[list[ProviderEvent], ProviderError | None]:
     events: list[ProviderEvent] = []
     try:
-        async for event in SimProvider().stream(ask(options), attempt=attempt):
+        async for event in SimProvider().stream(Call(ask(options), attempt=attempt)):
             events.append(event)
     except ProviderError as exc:
         return events, exc
@@ -83,7 +83,7 @@ async def test_an_answer_ends_with_usage_and_finish() -> None:
     parts = [{"type": "text", "text": "four five"}, {"type": "image_url", "image_url": {"url": "u"}}]
     messages: list[dict[str, Any]] = [{"role": "system", "content": "one two three"}]
     messages += [{"role": "user", "content": parts}, {"role": "assistant", "content": None}]
-    stream = SimProvider().stream(ask({"text": "abcdef"}, messages=messages), attempt=1)
+    stream = SimProvider().stream(Call(ask({"text": "abcdef"}, messages=messages)))
     events = [event async for event in stream]
     usage = Usage(input_tokens=5, output_tokens=2)
     assert events[2:] == [UsageReport(usage=usage), Finish(finish_reason=FinishReason.STOP, usage=usage)]
@@ -133,7 +133,7 @@ async def test_the_first_fault_that_is_due_wins() -> None:
 
 
 async def test_a_stall_lasts_until_the_reader_gives_up() -> None:
-    stream = SimProvider().stream(ask({"text": "abcdefgh", "faults": [{"at_token": 1, "kind": "stall"}]}), attempt=1)
+    stream = SimProvider().stream(Call(ask({"text": "abcdefgh", "faults": [{"at_token": 1, "kind": "stall"}]})))
     assert await anext(stream) == Delta(text="abcd")
     waiting = asyncio.ensure_future(anext(stream))
     for _ in range(100):
@@ -189,7 +189,7 @@ async def test_chunks_follow_an_absolute_schedule(monkeypatch: pytest.MonkeyPatc
     clock = FakeClock(monkeypatch)
     times: list[float] = []
     options = {"tokens": 6, "tokens_per_second": 10, "first_token_ms": 500}
-    async for event in SimProvider().stream(ask(options), attempt=1):
+    async for event in SimProvider().stream(Call(ask(options))):
         if isinstance(event, Delta):
             times.append(clock.now - 1000.0)
             if len(times) == 2:

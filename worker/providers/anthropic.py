@@ -31,7 +31,7 @@ import orjson
 from broker.events import Delta, DeltaKind, FinishReason, Json, Usage, UsageReport
 from broker.generation import Request
 from worker.providers import classify, wire
-from worker.providers.base import Finish, ProviderEvent
+from worker.providers.base import Call, Finish, ProviderEvent
 
 #: Sent as `max_tokens` where the request gives no `max_output_tokens`.
 DEFAULT_MAX_TOKENS: Final = 4096
@@ -59,14 +59,19 @@ class AnthropicProvider:
         """Never: whether a model goes on from a partial answer cannot be known from its name."""
         return False
 
-    def stream(self, request: Request, *, attempt: int, partial: str = "") -> AsyncGenerator[ProviderEvent, None]:
+    def stream(self, call: Call) -> AsyncGenerator[ProviderEvent, None]:
         """See `Provider.stream`. The worker owns retries; the SDK makes none."""
 
         def connect() -> AbstractAsyncContextManager[wire.Response]:
             create = self._connected().messages.with_streaming_response.create
-            return create(**create_arguments(request))
+            return create(**create_arguments(call.request))
 
-        return wire.relay(connect, EventMapper(self.name), provider=self.name, auth_errors=_AUTH_ERRORS)
+        return wire.relay(
+            connect, EventMapper(self.name), provider=self.name, meter=call.meter, auth_errors=_AUTH_ERRORS
+        )
+
+    async def abandon(self, token: Json) -> None:
+        """There are no marks."""
 
     async def aclose(self) -> None:
         """See `Provider.aclose`."""

@@ -27,7 +27,7 @@ import orjson
 from broker.events import Delta, DeltaKind, FinishReason, Json, Usage, UsageReport
 from broker.generation import Request
 from worker.providers import classify, wire
-from worker.providers.base import Finish, ProviderEvent
+from worker.providers.base import Call, Finish, ProviderEvent
 
 _FINISH_REASONS: Final = {
     "stop": FinishReason.STOP,
@@ -54,15 +54,18 @@ class OpenAIProvider:
         """Never: whether a model goes on from a partial answer cannot be known from its name."""
         return False
 
-    def stream(self, request: Request, *, attempt: int, partial: str = "") -> AsyncGenerator[ProviderEvent, None]:
+    def stream(self, call: Call) -> AsyncGenerator[ProviderEvent, None]:
         """See `Provider.stream`. The worker owns retries; the SDK makes none."""
 
         def connect() -> AbstractAsyncContextManager[wire.Response]:
             client = self._connected()
             create = client.chat.completions.with_streaming_response.create
-            return create(**create_arguments(request, host=client.base_url.host))
+            return create(**create_arguments(call.request, host=client.base_url.host))
 
-        return wire.relay(connect, ChunkMapper(self.name), provider=self.name, auth_errors=())
+        return wire.relay(connect, ChunkMapper(self.name), provider=self.name, meter=call.meter, auth_errors=())
+
+    async def abandon(self, token: Json) -> None:
+        """There are no marks."""
 
     async def aclose(self) -> None:
         """See `Provider.aclose`."""

@@ -33,7 +33,7 @@ from openai.resources.responses import AsyncResponses
 from broker.events import Delta, DeltaKind, FinishReason, Json, Usage, UsageReport
 from broker.generation import Request
 from worker.providers import classify, wire
-from worker.providers.base import Finish, ProviderEvent
+from worker.providers.base import Call, Finish, ProviderEvent
 
 _INCOMPLETE_REASONS: Final = {
     "max_output_tokens": FinishReason.LENGTH,
@@ -82,14 +82,24 @@ class OpenAIResponsesProvider:
         """Never: whether a model goes on from a partial answer cannot be known from its name."""
         return False
 
-    def stream(self, request: Request, *, attempt: int, partial: str = "") -> AsyncGenerator[ProviderEvent, None]:
+    def stream(self, call: Call) -> AsyncGenerator[ProviderEvent, None]:
         """See `Provider.stream`. The worker owns retries; the SDK makes none."""
 
         def connect() -> AbstractAsyncContextManager[wire.Response]:
             create = self._connected().responses.with_streaming_response.create
-            return create(**create_arguments(request))
+            return create(**create_arguments(call.request))
 
-        return wire.relay(connect, EventMapper(self.name), provider=self.name, auth_errors=(), most_bytes=_MOST_BYTES)
+        return wire.relay(
+            connect,
+            EventMapper(self.name),
+            provider=self.name,
+            meter=call.meter,
+            auth_errors=(),
+            most_bytes=_MOST_BYTES,
+        )
+
+    async def abandon(self, token: Json) -> None:
+        """There are no marks."""
 
     async def aclose(self) -> None:
         """See `Provider.aclose`."""

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from broker.errors import ProviderError
 from broker.events import Delta, FailureCode, FinishReason, Json, Usage, UsageReport
 from broker.generation import Request
-from worker.providers.base import Finish, ProviderEvent
+from worker.providers.base import Call, Finish, ProviderEvent
 
 #: Tokens where the options give neither `text` nor `tokens`.
 DEFAULT_TOKENS: Final = 64
@@ -90,17 +90,17 @@ class SimProvider:
         """Always: the text is known."""
         return True
 
-    async def stream(self, request: Request, *, attempt: int, partial: str = "") -> AsyncGenerator[ProviderEvent, None]:
+    async def stream(self, call: Call) -> AsyncGenerator[ProviderEvent, None]:
         """The text the options ask for, then usage (chunks as output tokens, words as input tokens) and `Finish`.
 
         Going on from a partial text, chunks that are in it are skipped, and cost no time; they count all the same.
         """
-        options = _options(request.provider_options)
-        fault = _first_fault(options.faults, attempt=attempt)
+        options = _options(call.request.provider_options)
+        fault = _first_fault(options.faults, attempt=call.attempt)
         loop = asyncio.get_running_loop()
         start = loop.time() + options.first_token_ms / 1000
         interval = 1 / options.tokens_per_second if options.tokens_per_second else 0.0
-        count, shown = 0, len(partial)
+        count, shown = 0, len(call.partial)
         for chunk in _chunks(options):
             if shown >= len(chunk):
                 shown -= len(chunk)
@@ -115,9 +115,12 @@ class SimProvider:
         await _until(start, turn=True)
         if fault is not None and count == fault.at_token:
             await _fail(fault)
-        usage = Usage(input_tokens=_count_words(request.messages), output_tokens=count)
+        usage = Usage(input_tokens=_count_words(call.request.messages), output_tokens=count)
         yield UsageReport(usage=usage)
         yield Finish(finish_reason=FinishReason.STOP, usage=usage)
+
+    async def abandon(self, token: Json) -> None:
+        """There are no marks."""
 
     async def aclose(self) -> None:
         """Nothing is held."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import orjson
 from broker.errors import ProviderError
 from broker.events import Delta, DeltaKind, Json, ToolCall, ToolCallDone
 from worker.providers import classify
-from worker.providers.base import ProviderEvent
+from worker.providers.base import Meter, ProviderEvent
 from worker.sse import MAX_BYTES, SseReader
 
 #: After the terminal marker the body's own end usually follows in the same packet. Waiting this long for it keeps
@@ -64,6 +65,7 @@ async def relay(
     mapper: Mapper,
     *,
     provider: str,
+    meter: Meter,
     auth_errors: tuple[type[Exception], ...],
     most_bytes: int = MAX_BYTES,
 ) -> AsyncGenerator[ProviderEvent, None]:
@@ -75,11 +77,15 @@ async def relay(
     """
     reader = SseReader(most_bytes=most_bytes)
     opened = False
+    since = time.monotonic()
     try:
         async with connect() as response:
             opened = True
+            meter.connect_seconds = time.monotonic() - since
             async with aclosing(response.http_response.aiter_bytes()) as chunks:
                 async for chunk in chunks:
+                    meter.chunks += 1
+                    meter.bytes += len(chunk)
                     for name, data in reader.feed(chunk):
                         try:
                             events = mapper.feed(name, data)
