@@ -48,6 +48,7 @@ OF_TYPE: Final[dict[type[Event], st.SearchStrategy[Event]]] = {
         events.ToolCall, index=counts, arguments=text, id=st.none() | text, name=st.none() | text
     ),
     events.ToolCallDone: st.builds(events.ToolCallDone, index=counts, id=text, name=text, arguments=text),
+    events.Part: st.builds(events.Part, type=text, data=st.dictionaries(text, json_values, max_size=5)),
     events.ToolResult: st.builds(events.ToolResult, id=text, name=text, content=text, is_error=st.booleans()),
     events.Status: st.builds(
         events.Status,
@@ -68,6 +69,7 @@ OF_TYPE: Final[dict[type[Event], st.SearchStrategy[Event]]] = {
         message=text,
         retryable=st.booleans(),
         partial=st.booleans(),
+        characters=counts,
     ),
     events.Cancelled: st.builds(
         events.Cancelled, reason=st.sampled_from(events.CancelReason), usage=st.none() | usages

@@ -146,7 +146,7 @@ async def test_options_that_cannot_be_are_refused_before_anything_is_sent(
     server: WireProvider, options: dict[str, Any], field: str
 ) -> None:
     async with OPENAI.connect(server) as provider:
-        events, error = await collect(provider.stream(request(provider_options=options), attempt=1))
+        events, error = await collect(provider.stream(Call(request(provider_options=options))))
     assert events == []
     assert error is not None
     assert (error.failure, error.retryable) == (FailureCode.INVALID_REQUEST, False)
