@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from api import generations, health, metrics, problem, submit
+from api import generations, health, metrics, problem, submit, tool_results
 from api.edge import Edge
 from api.services import Services
 from api.stream import EventsRoute
@@ -25,6 +25,7 @@ def build(services: Services) -> ASGIApp:
     problem.install(app)
     app.include_router(submit.router(services))
     app.include_router(generations.router(services))
+    app.include_router(tool_results.router(services))
     app.include_router(health.router(services))
     app.include_router(metrics.router(services))
     events = Route(

@@ -34,7 +34,7 @@ def router(services: Services) -> APIRouter:
         """The record and the text so far, as one JSON object."""
         record = await find(request, generation)
         fold, _ = await services.log.folded(generation)
-        return _json(200, _describe(record) | fold.state() | _ending(fold))
+        return _json(200, _describe(record) | fold.state() | _ending(fold) | {"timings": record.timings})
 
     async def newest(
         request: Request,
@@ -120,9 +120,15 @@ def _ending(fold: Fold) -> Json:
     match fold.end:
         case Completed(finish_reason=reason, characters=characters):
             return {"finish_reason": reason.value, "characters": characters, "error": None}
-        case Failed(code=code, message=message, retryable=retryable, partial=partial, characters=characters):
-            error = {"code": code.value, "message": message, "retryable": retryable, "partial": partial}
-            return {"finish_reason": None, "characters": characters, "error": error}
+        case Failed() as failed:
+            error = {
+                "code": failed.code.value,
+                "message": failed.message,
+                "retryable": failed.retryable,
+                "partial": failed.partial,
+                "characters": failed.characters,
+            }
+            return {"finish_reason": None, "error": error}
         case _:
             return {"finish_reason": None, "error": None}
 

@@ -7,9 +7,13 @@ from starlette.responses import Response
 
 from api.services import Services
 from broker.errors import StoreError
+from broker.throttle import Circuit
 from broker.totals import Total
 
 _MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+_CIRCUIT = {Circuit.CLOSED: 0, Circuit.HALF_OPEN: 1, Circuit.OPEN: 2}
 
 
 def router(services: Services) -> APIRouter:
@@ -32,6 +36,7 @@ def router(services: Services) -> APIRouter:
         put("legato_draining", "gauge", "1 while this process is stopping.", ("", services.draining))
         try:
             waiting, totals = await services.queue.waiting(), await services.totals.read()
+            states = {name: await services.throttle.state(name) for name in services.settings.providers}
         except StoreError:
             put("legato_store_up", "gauge", "1 while the store answers.", ("", 0))
         else:
@@ -52,6 +57,24 @@ def router(services: Services) -> APIRouter:
                 ("", totals[Total.HANDED_OVER]),
             )
             put("legato_retries_total", "counter", "Attempts that were tried again.", ("", totals[Total.RETRIED]))
+            put(
+                "legato_provider_circuit",
+                "gauge",
+                "0: calls go through; 1: a few try it; 2: none goes through.",
+                *((f'{{provider="{name}"}}', _CIRCUIT[state.circuit]) for name, state in states.items()),
+            )
+            put(
+                "legato_provider_calls",
+                "gauge",
+                "Calls under way, by all workers.",
+                *((f'{{provider="{name}"}}', state.in_flight) for name, state in states.items()),
+            )
+            put(
+                "legato_provider_waiting",
+                "gauge",
+                "Generations that wait for their turn under a provider's limits.",
+                *((f'{{provider="{name}"}}', state.waiting) for name, state in states.items()),
+            )
         return Response("\n".join(lines) + "\n", headers={"content-type": _MEDIA_TYPE})
 
     routes.add_api_route("/metrics", metrics, methods=["GET"])

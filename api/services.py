@@ -10,6 +10,7 @@ from typing import Any, Final, Self
 
 import structlog
 
+from broker.calls import Calls
 from broker.errors import GenerationExpired, LegatoError, StoreError
 from broker.events import CancelReason
 from broker.generation import Record
@@ -20,6 +21,7 @@ from broker.records import CANCEL_GRACE_MS, CancelOutcome, Records
 from broker.settings import Settings
 from broker.store import Store
 from broker.tail import Tail
+from broker.throttle import Throttle
 from broker.totals import Totals
 
 _log = structlog.get_logger("legato.api")
@@ -50,6 +52,8 @@ class Services:
         self.log = Log(store)
         self.queue = Queue(store)
         self.records = Records(store, self.queue)
+        self.calls = Calls(store, self.queue)
+        self.throttle = Throttle(store)
         self.tail = Tail(store)
         self.presence = Presence(store)
         self.totals = Totals(store)

@@ -4,129 +4,69 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
-from typing import Annotated, Any, Literal, Self
+from itertools import islice
+from typing import Any, Final
 
 import orjson
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from starlette.responses import Response
 
 from api.auth import authenticate
+from api.checks import check
 from api.frames import SSE
 from api.problem import FieldError, Problem
+from api.request_model import WORDED, Submit
 from api.services import PASSING, Services
 from api.stream import FaultResponse, StreamResponse, cursor_of, names_sse
 from api.viewer import start
-from broker.generation import Priority, Recovery
-from broker.generation import Request as Job
+from broker.events import Json
+from broker.options import MOST_PROBLEMS, Path, Wrong, did_you_mean
+from broker.settings import Settings
 
-#: What pydantic says in terms of itself, in terms of the request.
-_SAID = {"extra_forbidden": "there is no such field", "model_type": "it must be a JSON object"}
+#: What is wrong, by pydantic's name for it; `{…}` is its own parameter.
+_SAID: Final = {
+    "missing": "it is required",
+    "extra_forbidden": "there is no such field",
+    "model_type": "it must be an object",
+    "dict_type": "it must be an object",
+    "list_type": "it must be a list",
+    "string_type": "it must be a string",
+    "int_type": "it must be a whole number",
+    "int_from_float": "it must be a whole number",
+    "float_type": "it must be a number",
+    "bool_type": "it must be true or false",
+    "greater_than": "it must be more than {gt}",
+    "greater_than_equal": "it must be at least {ge}",
+    "less_than": "it must be less than {lt}",
+    "less_than_equal": "it must be at most {le}",
+    "string_too_short": "it must not be empty",
+    "string_too_long": "it must have at most {max_length} characters",
+    "too_short": "it must not be empty",
+    "too_long": "it must have at most {max_length} items",
+    "literal_error": "it must be {expected}",
+    "string_pattern_mismatch": "it must match {pattern}",
+}
 
-_ROUTE = "POST /v1/generations"
-_METADATA_BYTES = 16 * 1024
+_FIELDS: Final = frozenset(Submit.model_fields)
+
+#: So many fields are named in a problem's `detail`; its `errors` hold up to `MOST_PROBLEMS`.
+_MOST_NAMES: Final = 10
+
+#: Longest path of a field in an answer.
+_MOST_PATH_CHARS: Final = 256
+
+_ROUTE: Final = "POST /v1/generations"
 
 #: JSON deeper than this is refused: what reads it back (ours, the providers', the clients') gives up somewhere.
 _MOST_LEVELS = 64
 
 #: Numbers long enough that they may not fit 64 bits, which JSON in Python, JavaScript and Redis do not agree on.
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Message(_Strict):
-    """One message of the conversation."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[dict[str, Any]] | None = None
-    name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-    tool_call_id: str | None = None
-
-    @model_validator(mode="after")
-    def _whole(self) -> Self:
-        if self.content is None and not self.tool_calls:
-            raise ValueError("a message needs content, or tool_calls")
-        if isinstance(self.content, list) and any(not isinstance(part.get("type"), str) for part in self.content):
-            raise ValueError("every part of content needs a type")
-        if self.role == "tool" and self.tool_call_id is None:
-            raise ValueError("a tool message needs tool_call_id")
-        return self
-
-
-class OnDisconnect(_Strict):
-    """What happens when no viewer has been attached for `grace_seconds`, or none ever came."""
-
-    policy: Literal["continue", "cancel"] = "continue"
-    grace_seconds: Annotated[float, Field(ge=0, le=86_400)] = 30.0
-
-
-class Delivery(_Strict):
-    """How text is cut into deltas. This version passes on what the provider sends."""
-
-    unit: Literal["token"] = "token"
-
-
-class Submit(_Strict):
-    """A job."""
-
-    provider: Annotated[str, Field(min_length=1, max_length=64)]
-    model: Annotated[str, Field(min_length=1, max_length=256)]
-    messages: Annotated[list[Message], Field(min_length=1)]
-    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    stop: str | list[str] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    provider_options: dict[str, Any] = {}
-    tool_mode: Literal["return"] = "return"
-    thread: Annotated[str, Field(min_length=1, max_length=128)] | None = None
-    recovery: Literal["restart", "continue", "fail"] = "restart"
-    max_attempts: Annotated[int, Field(ge=1, le=20)] = 3
-    on_disconnect: OnDisconnect = OnDisconnect()
-    timeout_seconds: Annotated[float, Field(gt=0, le=86_400)] | None = None
-    stall_seconds: Annotated[float, Field(gt=0, le=86_400)] | None = None
-    delivery: Delivery = Delivery()
-    priority: Literal["interactive", "batch"] = "interactive"
-    ttl_seconds: Annotated[int, Field(ge=1, le=30 * 86_400)] = 3600
-    metadata: dict[str, Any] = {}
-
-    @field_validator("metadata")
-    @classmethod
-    def _small(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if len(orjson.dumps(value)) > _METADATA_BYTES:
-            raise ValueError("it is larger than 16 KiB")
-        return value
-
-    def job(self) -> Job:
-        """What the store keeps."""
-        return Job(
-            provider=self.provider,
-            model=self.model,
-            messages=[message.model_dump(exclude_none=True) for message in self.messages],
-            max_output_tokens=self.max_output_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            stop=[self.stop] if isinstance(self.stop, str) else self.stop,
-            tools=self.tools,
-            tool_choice=self.tool_choice,
-            provider_options=self.provider_options,
-            thread=self.thread,
-            recovery=Recovery(self.recovery),
-            max_attempts=self.max_attempts,
-            timeout_seconds=self.timeout_seconds,
-            stall_seconds=self.stall_seconds,
-            priority=Priority(self.priority),
-            ttl_seconds=self.ttl_seconds,
-            grace_seconds=self.on_disconnect.grace_seconds if self.on_disconnect.policy == "cancel" else None,
-            metadata=self.metadata,
-        )
 
 
 def router(services: Services) -> APIRouter:
@@ -137,15 +77,13 @@ def router(services: Services) -> APIRouter:
         "/v1/generations",
         status_code=202,
         summary="Submit a job",
-        openapi_extra={
-            "requestBody": {"required": True, "content": {"application/json": {"schema": Submit.model_json_schema()}}}
-        },
+        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema()}}}},
     )
     async def submit(request: Request) -> Response:
         """202 once the job is stored and will end; with `Accept: text/event-stream`, 200 and its stream."""
         tenant = authenticate(request.scope)
         body = parse(await request.body())
-        wanted = validate(body, services.settings.providers)
+        wanted = validate(body, services.settings)
         key = idempotency_key(request)
         cursor = cursor_of(request.headers, {})
         if cursor is not None and key is None:
@@ -195,29 +133,46 @@ def parse(raw: bytes) -> Any:
     """The body as JSON; 400 says where it is not, 422 which field is too deep or holds too long a number."""
     try:
         body = orjson.loads(raw)
-        # orjson makes floats of integers that do not fit; the standard library shows which they are.
-        exact = json.loads(raw, parse_int=_within_64_bits) if _LONG_NUMBER.search(raw) else body
     except orjson.JSONDecodeError as exc:
         where = f"line {exc.lineno}, column {exc.colno}"
         raise Problem(400, "malformed_json", f"the body is not JSON in UTF-8: {exc.msg.lower()} ({where})") from exc
-    for name, value in exact.items() if isinstance(exact, dict) else ():
-        layer, depth = [value], 0
-        while layer:  # level by level: it may be deeper than the stack
-            depth += 1
-            if depth > _MOST_LEVELS:
-                raise _wrong(FieldError(str(name), f"it is nested more than {_MOST_LEVELS} levels deep"))
-            if any(item is _TOO_LONG for item in layer):
-                raise _wrong(FieldError(str(name), "an integer in it does not fit 64 bits; send it as a string"))
-            layer = [item for outer in layer for item in _items(outer)]
+    if isinstance(body, dict):
+        _refuse(body, _too_deep, f"it is nested more than {_MOST_LEVELS} levels deep")
+        if _LONG_NUMBER.search(raw):
+            # orjson makes floats of integers that do not fit; the standard library shows which they are.
+            exact = json.loads(raw, parse_int=_within_64_bits)
+            _refuse(exact, _too_long, "an integer in it does not fit 64 bits; send it as a string")
     return body
 
 
-_TOO_LONG = object()
+def _refuse(body: Json, is_wrong: Callable[[object], bool], message: str) -> None:
+    if wrong := [Wrong((name,), message) for name, value in body.items() if is_wrong(value)]:
+        raise _refusal(wrong)
+
+
+def _too_deep(value: object) -> bool:
+    return next(islice(_layers(value), _MOST_LEVELS, None), None) is not None
+
+
+def _too_long(value: object) -> bool:
+    return any(item is _NO_NUMBER for layer in _layers(value) for item in layer)
+
+
+def _layers(value: object) -> Iterator[list[object]]:
+    """What is in a value of JSON, level by level: it may be deeper than the stack."""
+    layer = [value]
+    while layer:
+        yield layer
+        layer = [item for outer in layer for item in _items(outer)]
+
+
+#: Stands for an integer that no 64 bits hold.
+_NO_NUMBER: Final = object()
 
 
 def _within_64_bits(digits: str) -> object:
     number = int(digits)
-    return number if -(2**63) <= number < 2**64 else _TOO_LONG
+    return number if -(2**63) <= number < 2**64 else _NO_NUMBER
 
 
 def _items(value: object) -> Iterable[object]:
@@ -226,25 +181,58 @@ def _items(value: object) -> Iterable[object]:
     return value if isinstance(value, list) else ()
 
 
-def _wrong(*fields: FieldError) -> Problem:
-    named = ", ".join(dict.fromkeys(item.field for item in fields))
-    return Problem(422, "invalid_request", f"these fields are not right: {named}", fields=fields)
-
-
-def validate(body: object, providers: tuple[str, ...]) -> Submit:
-    """The body as a job; 422 names every field that is wrong."""
+def validate(body: object, settings: Settings) -> Submit:
+    """The body as a job; 422 names everything that is wrong, in the order in which it stands in the body."""
+    wanted: Submit | None = None
+    wrong: list[Wrong] = []
     try:
         wanted = Submit.model_validate(body)
     except ValidationError as exc:
-        fields = tuple(
-            FieldError(".".join(str(part) for part in item["loc"]) or "(body)", _SAID.get(item["type"], item["msg"]))
-            for item in exc.errors(include_url=False, include_input=False, include_context=False)
-        )
-        raise _wrong(*fields) from exc
-    if wanted.provider not in providers:
-        there_is = ", ".join(providers) or "none"
-        raise _wrong(FieldError("provider", f"no provider is named so; there is {there_is}"))
+        found = exc.errors(include_url=False, include_input=False)[:MOST_PROBLEMS]
+        wrong = [Wrong(item["loc"], _message(item)) for item in found]
+    if isinstance(body, dict):
+        wrong += islice(check(body, settings), MOST_PROBLEMS)
+    if wanted is None or wrong:
+        raise _refusal(sorted(wrong, key=lambda item: _place(body, item.path)))
     return wanted
+
+
+def _message(error: ErrorDetails) -> str:
+    if error["type"] == WORDED:
+        return error["msg"]
+    bounds = {name: int(item) if isinstance(item, float) else item for name, item in error.get("ctx", {}).items()}
+    said = _SAID.get(error["type"], "it is not right").format_map(bounds)
+    if error["type"] == "extra_forbidden" and len(error["loc"]) == 1:
+        said += did_you_mean(str(error["loc"][0]), _FIELDS)
+    return said
+
+
+def _place(body: object, path: Path) -> list[int]:
+    """Where a path stands in the body, to sort by. What is not there stands behind all that is."""
+    place: list[int] = []
+    for part in path:
+        match body, part:
+            case dict(), _ if part in body:
+                place.append(list(body).index(part))
+                body = body[part]
+            case list(), int() if part < len(body):
+                place.append(part)
+                body = body[part]
+            case _:
+                return [*place, sys.maxsize]
+    return place
+
+
+def _refusal(wrong: Sequence[Wrong]) -> Problem:
+    """One answer for all of them; a field's path is cut where a client's own names make it long."""
+    fields = tuple(
+        FieldError(".".join(str(part) for part in item.path)[:_MOST_PATH_CHARS] or "(body)", item.message)
+        for item in wrong[:MOST_PROBLEMS]
+    )
+    names = list(dict.fromkeys(item.field for item in fields))
+    more = " and more" if len(names) > _MOST_NAMES or len(wrong) > len(fields) else ""
+    detail = f"these fields are not right: {', '.join(names[:_MOST_NAMES])}{more}"
+    return Problem(422, "invalid_request", detail, fields=fields)
 
 
 def idempotency_key(request: Request) -> str | None:
@@ -255,3 +243,27 @@ def idempotency_key(request: Request) -> str | None:
     if not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
         raise Problem(400, "invalid_idempotency_key", "an Idempotency-Key has 1 to 255 printable ASCII characters")
     return key
+
+
+_REFERENCE: Final = re.compile(r"#/\$defs/(.+)")
+
+
+def schema() -> Json:
+    """The body as a JSON Schema that may stand anywhere in a document: it refers to nothing outside of itself."""
+    whole = Submit.model_json_schema()
+    definitions = whole.pop("$defs", {})
+
+    def inlined(value: Any) -> Any:
+        match value:
+            case {"$ref": str(reference), **rest}:
+                name = _REFERENCE.fullmatch(reference)
+                return inlined(definitions[name[1]] | rest) if name else value
+            case dict():
+                return {key: inlined(item) for key, item in value.items()}
+            case list():
+                return [inlined(item) for item in value]
+            case _:
+                return value
+
+    inlined_whole: Json = inlined(whole)
+    return inlined_whole

@@ -19,7 +19,8 @@
 
 Some stand beside the one place that raises them: `StoreReplyError`, `Redirected`, `NotPrimary` and `ScriptUnknown`
 (broker.wire),
-`NotReplicated` (broker.confirm), `Draining` (api.services), `OpenToTheWorld` (api.auth).
+`NotReplicated` (broker.confirm), `ResumeImpossible` (worker.providers.base), `RetryRefused` (worker.admission),
+`FilterDefect` (worker.filters.base), `Draining` (api.services), `OpenToTheWorld` (api.auth).
 
 `code` is what an answer or a `failed` event carries. Messages are written for the reader of an API answer: they never
 hold credentials, prompts or addresses of the store.

@@ -60,10 +60,11 @@ class ToolMode(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A model at a provider."""
+    """A model at a provider, and what that provider alone is told."""
 
     provider: str
     model: str
+    provider_options: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +146,12 @@ class Request:
     grace_seconds: float | None = None  # cancel when no viewer has been attached for so long; None: never
     metadata: Json = field(default_factory=dict)
 
+    @property
+    def targets(self) -> list[Target]:
+        """Who is asked, in turn."""
+        own = Target(provider=self.provider, model=self.model, provider_options=self.provider_options)
+        return [own, *self.fallbacks]
+
     def encode(self) -> bytes:
         """JSON, as the store keeps it until the log expires."""
         return orjson.dumps(asdict(self), default=lambda value: value.value)
@@ -212,6 +219,8 @@ class Record:
     lease_live: bool  # by the store's clock, when it was read
     cancel_requested: bool
     failure: FailureCode | None  # of a failed one
+    pending: list[str]  # ids of the calls that the client was asked to run last
+    timings: Json | None  # of an ended one: how long what took, as `worker.facts` says it
 
     @property
     def shown_state(self) -> State:

@@ -17,18 +17,40 @@ One generation, tag `{gen_…}` (broker.records, broker.lease, broker.log):
 Fields of a record, by who writes them (times in ms of the server's clock):
     create, rebuild  tenant provider model priority thread metadata max_attempts ttl_ms stub_ms grace_ms created_ms
     claim            epoch owner lease history attempt charge state started_ms head
-    append, cancel   head; at the end state ended_ms failure
+    append, cancel   head; at the end state ended_ms failure; with events of a worker: upstream (a provider's mark),
+                     pending (ids of the calls that the client runs), timings (at the end)
+    pause            owner lease charge tools_until state
+    results          call:<id> of each call whose result the client gave; state
     renew            lease; cancel cancel_ms unattended_ms where nobody reads
     release          owner lease state charge
     cancel           cancel cancel_ms; epoch owner history where it writes the end itself
     delete           leaves tenant priority epoch state=deleted: the tombstone
 
+One provider, tag `{p:NAME}` (broker.throttle); all of them expire some minutes after its last call:
+    p:{p:NAME}:throttle
+                     hash    see below
+    p:{p:NAME}:running  zset holders of calls; score = until when they count, ms of the server's clock
+    p:{p:NAME}:calls hash    holder of a call -> "<tokens it may use> <round it began in>"
+    p:{p:NAME}:probes zset   holders of calls that try a provider whose circuit is half open; score = until when they
+                             count as such
+    p:{p:NAME}:waiting  zset holders that wait for their turn; score = tokens that were asked for before it
+    p:{p:NAME}:asked zset    the same holders; score = when a turn is lost that nobody asks for again
+
+Fields of a throttle, by who writes them (times in ms of the server's clock):
+    admit            requests_full tokens_full (when a bucket is full again)  tickets (tokens asked for by all who wait)
+                     m0 … m5 ("<slot> <first calls> <retries>", 10 s each)
+    settle           open_until reopened (how often in a row; only while the circuit is not closed)  round (openings and
+                     closings so far)  w0 … w9 ("<slot> <settled> <failed>", a tenth of the breaker's window each)
+                     hold_until  tokens_full
+
 One node, tag `{m0}`, `{m1}` … whichever first falls to it (broker.store):
     p:{mN}:marker    string  "<run id> <ms>": since when the node may have lost data
 
-One tenant, tag `{t:…}` (broker.records):
+One tenant, tag `{t:…}` (broker.records, broker.budget):
     p:{t:T}:key:H    string  "<fingerprint> <generation>" of an Idempotency-Key with SHA-256 H; TTL
                              `idempotency_seconds`
+    p:{t:T}:spent    hash    day (UTC, days since 1970) and tokens: output tokens of today; TTL two days; only where
+                             there is a budget
     p:{t:T}:index    zset    generation ids, score 0, so in order of time; entries whose record is gone are
                              removed by the listing that meets them
 
@@ -55,6 +77,10 @@ class Keys:
 
     prefix: str = "lg"
 
+    def of(self, generation: str) -> list[str]:
+        """Record, log and request: what most scripts of a generation take."""
+        return [self.record(generation), self.log(generation), self.request(generation)]
+
     def record(self, generation: str) -> str:
         return f"{self.prefix}:{{{generation}}}:record"
 
@@ -72,6 +98,24 @@ class Keys:
 
     def live(self, generation: str) -> str:
         return f"{self.prefix}:{{{generation}}}:live"
+
+    def throttle(self, provider: str) -> str:
+        return f"{self.prefix}:{{p:{provider}}}:throttle"
+
+    def running(self, provider: str) -> str:
+        return f"{self.prefix}:{{p:{provider}}}:running"
+
+    def calls(self, provider: str) -> str:
+        return f"{self.prefix}:{{p:{provider}}}:calls"
+
+    def probes(self, provider: str) -> str:
+        return f"{self.prefix}:{{p:{provider}}}:probes"
+
+    def waiting(self, provider: str) -> str:
+        return f"{self.prefix}:{{p:{provider}}}:waiting"
+
+    def asked(self, provider: str) -> str:
+        return f"{self.prefix}:{{p:{provider}}}:asked"
 
     def records_pattern(self) -> str:
         """For SCAN: the records of all generations."""
@@ -93,6 +137,9 @@ class Keys:
 
     def index(self, tenant: str) -> str:
         return f"{self.prefix}:{{t:{_tag(tenant)}}}:index"
+
+    def spent(self, tenant: str) -> str:
+        return f"{self.prefix}:{{t:{_tag(tenant)}}}:spent"
 
     def ready(self, priority: str) -> str:
         return f"{self.prefix}:{{queue}}:ready:{priority}"

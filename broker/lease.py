@@ -8,13 +8,14 @@ holder's appends.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
 
 from broker.events import Entry
 from broker.generation import Request, State
 from broker.presence import DEAD_MS
-from broker.scripts import CLAIM, REBUILD, RELEASE, RENEW
+from broker.scripts import CLAIM, PAUSE, REBUILD, RELEASE, RENEW
 from broker.store import Store, jump
 from broker.wire import Arg, StoreReplyError
 
@@ -33,6 +34,9 @@ class Lease:
     created_ms: int  # of the store's clock, like the next two
     started_ms: int  # first claim
     claimed_ms: int  # this claim
+    upstream: str = ""  # JSON that the last holder noted: where to read on at the provider
+    overdue: bool = False  # the client's time for the results of its tools is over
+    owed: Mapping[str, str | None] = field(default_factory=dict)  # calls that the client runs: id, JSON of the result
 
     @property
     def queued_ms(self) -> int:
@@ -76,6 +80,14 @@ class Lost:
     """A later claim or a delete took it."""
 
 
+class Paused(Enum):
+    """What giving a lease back to wait for the client's tools came to."""
+
+    WAITING = "waiting"  # results are owed
+    READY = "ready"  # all came in the meantime: it is queued, and may be claimed at once
+    LOST = "lost"  # it was not ours any more
+
+
 ClaimAnswer = Lease | Busy | Ended | Missing
 RenewAnswer = Renewed | Lost | Ended | Missing
 
@@ -114,12 +126,11 @@ class Leases:
         self, generation: str, owner: str, replacing: Lease | None, *, take_over: bool
     ) -> ClaimAnswer | None:
         """One call of the script; None for a lapsed lease that was not to be, or could not be, taken over."""
-        keys = [self._keys.record(generation), self._keys.log(generation), self._keys.request(generation)]
         floor, old = (replacing.epoch, replacing.owner) if replacing else (0, "")
         args: list[Arg] = [owner, self._store.settings.lease_ms, floor, jump(), "1" if take_over else "0", old]
-        reply = await self._store.pipe(CLAIM, keys, args)
+        reply = await self._store.pipe(CLAIM, self._keys.of(generation), args)
         match reply:
-            case [b"claimed", epoch, attempt, cancel, created, started, now, tenant, request]:
+            case [b"claimed", epoch, attempt, cancel, created, started, now, tenant, request, upstream, overdue, calls]:
                 return Lease(
                     generation=generation,
                     epoch=int(epoch),
@@ -131,6 +142,12 @@ class Leases:
                     created_ms=int(created),
                     started_ms=int(started),
                     claimed_ms=int(now),
+                    upstream=upstream.decode(),
+                    overdue=overdue == b"1",
+                    owed={
+                        call.decode(): result.decode() if result else None
+                        for call, result in zip(calls[::2], calls[1::2], strict=True)
+                    },
                 )
             case [b"busy", wait]:
                 return Busy(int(wait))
@@ -180,6 +197,20 @@ class Leases:
             case _:
                 return False
 
+    async def pause(self, lease: Lease, *, seconds: float) -> Paused | str:
+        """Give the lease back until the client has sent the results of the calls that are noted as `pending`, or
+        `seconds` are over. Where a cancel is stored nothing is given back, and the answer is its reason."""
+        args: list[Arg] = [lease.epoch, lease.owner, round(seconds * 1000)]
+        match await self._store.pipe(PAUSE, [self._keys.record(lease.generation)], args):
+            case [b"paused"]:
+                return Paused.WAITING
+            case [b"ready"]:
+                return Paused.READY
+            case [b"cancelled", reason]:
+                return str(reason.decode())
+            case _:
+                return Paused.LOST
+
     async def rebuild(self, lease: Lease, entries: Sequence[Entry]) -> bool:
         """Put back a generation that the store has lost: record, request and the first events, none of them terminal.
 
@@ -200,7 +231,4 @@ class Leases:
         for entry in entries:
             args += entry
         await self._store.add_to_index(self._keys.index(lease.tenant), lease.generation)
-        keys = [self._keys.record(lease.generation), self._keys.log(lease.generation)]
-        return bool(
-            await self._store.pipe(REBUILD, [*keys, self._keys.request(lease.generation)], args) == [b"rebuilt"]
-        )
+        return bool(await self._store.pipe(REBUILD, self._keys.of(lease.generation), args) == [b"rebuilt"])

@@ -7,8 +7,9 @@ This module gives them types: what the store answers is a value, never a string 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from broker.errors import DataLost, GenerationDeleted, GenerationExpired, GenerationUnknown
@@ -110,6 +111,10 @@ class Page:
         return (self.entries[-1].position if self.entries else cursor) == self.last
 
 
+#: Nothing to note.
+_NO_NOTES: Final[Mapping[str, str]] = MappingProxyType({})
+
+
 class Log:
     """Append and read, over one store."""
 
@@ -118,9 +123,16 @@ class Log:
         self._keys = store.keys
 
     async def append(
-        self, generation: str, epoch: int, owner: str, prev: str, entries: Sequence[Entry]
+        self,
+        generation: str,
+        epoch: int,
+        owner: str,
+        prev: str,
+        entries: Sequence[Entry],
+        notes: Mapping[str, str] = _NO_NOTES,
     ) -> AppendAnswer:
-        """Append `entries` behind `prev`, all or the part that is not stored yet, in one atomic step.
+        """Append `entries` behind `prev`, all or the part that is not stored yet, in one atomic step. `notes` are
+        fields of the record that are stored exactly if new entries are.
 
         Atomic: fence, duplicates, entries, record and notification are one script. Idempotent: the same call may be
         repeated any number of times, and may carry more events behind the same ones. Ordering: the caller has at most
@@ -128,10 +140,12 @@ class Log:
         call. Raises `StoreReplyError` for a batch with a hole, or with events after a terminal one.
         """
         script = APPEND_TERMINAL if entries and entries[-1].is_terminal else APPEND
-        args: list[Arg] = [epoch, owner, prev, self._keys.live(generation)]
+        args: list[Arg] = [epoch, owner, prev, self._keys.live(generation), len(notes)]
+        for note in notes.items():
+            args += note
         for entry in entries:
             args += entry
-        reply = await self._store.pipe(script, self._keys_of(generation), args)
+        reply = await self._store.pipe(script, self._keys.of(generation), args)
         match reply:
             case [b"appended", head, stored, cancel]:
                 return Appended(head.decode(), int(stored), cancel.decode())
@@ -215,6 +229,3 @@ class Log:
                     fold.add(entry)
             if page.held:
                 return fold, page
-
-    def _keys_of(self, generation: str) -> list[str]:
-        return [self._keys.record(generation), self._keys.log(generation), self._keys.request(generation)]

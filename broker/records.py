@@ -125,7 +125,7 @@ class Records:
         for name, value in fields.items():
             args += [name, value]
         state = State.QUEUED
-        match await self._confirmer.run(CREATE, self._keys_of(generation), args):
+        match await self._confirmer.run(CREATE, self._keys.of(generation), args):
             case [b"created", created]:
                 pass
             case [b"exists", found, created, has_log]:
@@ -144,7 +144,7 @@ class Records:
         record now is said later, or by the claim."""
 
         async def confirm() -> None:
-            await self._store.run(CONFIRM, self._keys_of(generation), [])
+            await self._store.run(CONFIRM, self._keys.of(generation), [])
 
         try:
             await confirm()
@@ -307,18 +307,17 @@ class Records:
             lease_live=int(raw.get("lease", 0)) > int(now),
             cancel_requested=bool(raw.get("cancel")),
             failure=FailureCode(raw["failure"]) if "failure" in raw else None,
+            pending=orjson.loads(raw["pending"]) if raw.get("pending") else [],
+            timings=orjson.loads(raw["timings"]) if "timings" in raw else None,
         )
 
     async def _confirmed_if_possible(self, script: Script, record: Record, args: Sequence[Arg]) -> Reply:
         """A write that stands even if its confirmation falls short: it is done, and said so in the log."""
         try:
-            return await self._confirmer.run(script, self._keys_of(record.id), args)
+            return await self._confirmer.run(script, self._keys.of(record.id), args)
         except NotReplicated as short:
             _log.warning("not_replicated", generation=record.id, what=script.name, detail=str(short))
             return short.reply
-
-    def _keys_of(self, generation: str) -> list[str]:
-        return [self._keys.record(generation), self._keys.log(generation), self._keys.request(generation)]
 
 
 def _matches(record: Record, state: State | None, thread: str | None, failure: FailureCode | None) -> bool:

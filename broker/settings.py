@@ -7,39 +7,162 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 #: Names of providers that are not to be taken by a server of `LEGATO_OPENAI_COMPATIBLE`.
 BUILT_IN_PROVIDERS: Final = frozenset({"sim", "openai", "openai_responses", "anthropic"})
 
+#: Largest result of a tool that a model is given.
+MAX_TOOL_RESULT_BYTES: Final = 262_144
+
 _SERVER_NAME: Final = re.compile(r"[a-z0-9_-]{1,32}")
+_TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_HOST_AND_PORT: Final = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+
+#: Headers of a call of a tool that the worker, or HTTP itself, sets.
+_NOT_FOR_TOOLS: Final = frozenset(
+    {
+        "accept-encoding",
+        "connection",
+        "content-length",
+        "content-type",
+        "cookie",
+        "expect",
+        "host",
+        "idempotency-key",
+        "keep-alive",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "x-legato-tool",
+    }
+)
+
+Part = TypeVar("Part", bound=BaseModel)
+
+
+_Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+_Header = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$")]
+_Text = Annotated[str, Field(pattern=r"^[ -~]*$")]
+
+#: Headers whose values are secrets wherever they are sent.
+_SECRET_HEADERS: Final = frozenset({"authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"})
 
 
 class CompatibleServer(BaseModel):
-    """A server that speaks OpenAI's chat completions: where it is, and which variable holds its key."""
+    """A server that speaks OpenAI's chat completions: where it is, how it is asked, and where it differs.
+
+    It holds no secret: keys, and headers that are secret, are named by their variables.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     base_url: str
-    api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    api_key_env: _Variable | None = None
+    #: How the key is sent: `Authorization: Bearer`, an `api-key` header, or not at all.
+    auth: Literal["bearer", "api-key", "none"] = "bearer"
+    headers: dict[_Header, _Text] = {}
+    #: Headers whose values are in variables.
+    header_env: dict[_Header, _Variable] = {}
+    query: dict[Annotated[str, Field(pattern=r"^[ -~]{1,64}$")], _Text] = {}
+    #: What it calls the longest answer; left out: `max_tokens` (OpenAI's own hosts: `max_completion_tokens`).
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] | None = None
+    #: Whether it takes `stream_options`, which ask for usage.
+    stream_usage: bool = True
+    #: How it is made to go on from a text, for models of `continue_models`: as vLLM is; by a last message of the
+    #: assistant; by one that says `prefix`.
+    continue_style: Literal["vllm", "prefill", "prefix"] | None = None
 
     @field_validator("base_url")
     @classmethod
     def _http(cls, value: str) -> str:
-        try:
-            url = urlsplit(value)
-            host = url.hostname if url.port != 0 else None
-        except ValueError:
-            host = None
-        if not host or url.scheme not in {"http", "https"} or any(char.isspace() for char in value):
-            raise ValueError("not an http:// or https:// URL")
-        if "@" in url.netloc:
-            raise ValueError("must not hold credentials; name the variable of the key in api_key_env")
-        return value
+        return _http_url(value, secrets="api_key_env")
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        if self.auth == "none" and self.api_key_env is not None:
+            raise ValueError("auth is none, so there can be no api_key_env")
+        if self.auth == "api-key" and self.api_key_env is None:
+            raise ValueError("auth is api-key, so api_key_env must name the key's variable")
+        literal, secret = ([name.lower() for name in names] for names in (self.headers, self.header_env))
+        if wrong := _SECRET_HEADERS & set(literal):
+            raise ValueError(f"headers: {min(wrong)} is a secret; name its variable in header_env")
+        if {"bearer": "authorization", "api-key": "api-key"}.get(self.auth) in secret:
+            raise ValueError(f"header_env: auth is {self.auth}, which sends that header already")
+        if len({*literal, *secret}) < len(literal) + len(secret):
+            raise ValueError("headers and header_env: a header is there twice")
+        return self
+
+
+class HttpToolTarget(BaseModel):
+    """A tool that workers call over HTTP: where it is, what it is sent, how long and how large its answer may be.
+
+    It holds no secret, as a `CompatibleServer` does not.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    url: str
+    method: Literal["GET", "POST"] = "POST"
+    timeout_seconds: float = Field(10.0, gt=0, le=600)
+    max_bytes: int = Field(65_536, ge=1, le=MAX_TOOL_RESULT_BYTES)
+    idempotent: bool = False
+    headers: dict[_Header, _Text] = {}
+    #: Headers whose values are in variables.
+    header_env: dict[_Header, _Variable] = {}
+    #: It may have a loopback or private address.
+    private: bool = False
+    #: `host` or `host:port` that it may redirect to, besides the URL's own.
+    redirect_hosts: tuple[str, ...] = Field((), strict=False)
+
+    @field_validator("url")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        return _http_url(value, secrets="header_env")
+
+    @field_validator("redirect_hosts")
+    @classmethod
+    def _hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [host for host in hosts if not _HOST_AND_PORT.fullmatch(host.lower())]:
+            raise ValueError(f"{wrong[0]!r} is neither host nor host:port")
+        return tuple(host.lower() for host in hosts)
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        literal, secret = ([name.lower() for name in names] for names in (self.headers, self.header_env))
+        if ours := _NOT_FOR_TOOLS & {*literal, *secret}:
+            raise ValueError(f"{min(ours)} is a header that cannot be set")
+        if wrong := _SECRET_HEADERS & set(literal):
+            raise ValueError(f"headers: {min(wrong)} is a secret; name its variable in header_env")
+        if len({*literal, *secret}) < len(literal) + len(secret):
+            raise ValueError("headers and header_env: a header is there twice")
+        return self
+
+
+class Price(BaseModel):
+    """What a model costs, per million tokens, in whatever currency the table is in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+    cached_input: float | None = Field(None, ge=0)
+
+
+class ProviderLimits(BaseModel):
+    """What a provider may be asked, by all workers together; None: as much as there is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    concurrency: int | None = Field(None, ge=1)
+    requests_per_minute: int | None = Field(None, ge=1)
+    tokens_per_minute: int | None = Field(None, ge=1)
 
 
 class Settings(BaseSettings):
@@ -61,7 +184,41 @@ class Settings(BaseSettings):
         {},
         description="More servers that speak OpenAI's chat completions, each a provider by its name (which "
         '`LEGATO_PROVIDERS` must list, too), as JSON: `{"name": {"base_url": "https://…/v1", "api_key_env": '
-        '"NAME_OF_A_VARIABLE"}}`; `null` as `api_key_env` where no key is needed.',
+        '"NAME_OF_A_VARIABLE"}}`; `null` as `api_key_env` where no key is needed. '
+        "[More fields, and entries for well-known servers](how-to/write-a-provider.md#compatible-servers).",
+    )
+    continue_models: Annotated[dict[str, tuple[str, ...]], NoDecode] = Field(
+        {},
+        description="Models that go on from a text which is given to them as their own, for requests with "
+        '`"recovery": "continue"`: patterns by provider, as JSON: `{"anthropic": ["claude-3-*"], "name": ["*"]}`. Only '
+        "`anthropic` and servers of `LEGATO_OPENAI_COMPATIBLE` with a `continue_style` can be named.",
+    )
+    provider_limits: Annotated[dict[str, ProviderLimits], NoDecode] = Field(
+        {},
+        description="What all workers together ask of a provider at most, as JSON: "
+        '`{"openai": {"concurrency": 200, "requests_per_minute": 5000, "tokens_per_minute": 2000000}}`, each part '
+        "optional. After a pause a whole minute's worth may go at once, as with the providers' own quotas.",
+    )
+    breaker_window_seconds: float = Field(
+        30.0, ge=0.1, le=3600, description="A provider's health is the calls that ended within so long."
+    )
+    breaker_min_calls: int = Field(10, ge=1, description="Fewer ended calls than this say nothing of its health.")
+    breaker_failure_ratio: float = Field(
+        0.5, gt=0, le=1, description="With this share of failures a provider is left alone for a while."
+    )
+    breaker_open_seconds: float = Field(
+        10.0, ge=0.1, le=3600, description="For how long; doubled each time that it fails again, up to 8 times as long."
+    )
+    retry_ratio: float = Field(
+        0.2, ge=0, description="Retries that a provider gets at most, as a share of its first calls of the last minute."
+    )
+    retry_floor: int = Field(10, ge=0, description="Retries a minute that it gets beside that.")
+
+    http_tools: Annotated[dict[str, HttpToolTarget], NoDecode] = Field(
+        {},
+        description="Tools that workers call over HTTP, as JSON: "
+        '`{"name": {"url": "https://…", "header_env": {"Authorization": "NAME_OF_A_VARIABLE"}}}`; '
+        "[all fields](how-to/run-tools.md#http-tools).",
     )
 
     lease_seconds: float = Field(
@@ -82,6 +239,15 @@ class Settings(BaseSettings):
         0.5, gt=0, description="Delay before the second attempt, doubled for each later one, with full jitter."
     )
     retry_cap_seconds: float = Field(30.0, gt=0, description="Longest delay between attempts, but for Retry-After.")
+    tool_seconds: float = Field(60.0, gt=0, description="Longest run of one tool in a worker.")
+    tenant_tokens_per_day: int | None = Field(
+        None, ge=1, description="Output tokens that one tenant may have a day (UTC); then `failed/budget_exceeded`."
+    )
+    prices: Annotated[dict[str, Price], NoDecode] = Field(
+        {},
+        description="What models cost per million tokens, for the facts of a generation, as JSON; the first pattern "
+        'that matches counts: `{"openai/gpt-5*": {"input": 1.25, "cached_input": 0.125, "output": 10}}`.',
+    )
     heal_seconds: float = Field(
         300.0, gt=0, description="How long a worker keeps an ended log, to put back what the store forgets of it."
     )
@@ -101,6 +267,9 @@ class Settings(BaseSettings):
     store_connections: int = Field(64, ge=2, description="Connections a process keeps for commands.")
 
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body; larger ones get 413.")
+    max_image_bytes: int = Field(
+        5_242_880, ge=1024, description="Largest image inside a request, decoded; the limit of the body counts, too."
+    )
     ping_seconds: float = Field(15.0, gt=0, description="Silence after which a stream gets a keepalive.")
     stream_max_age_seconds: float = Field(
         3600.0, gt=0, description="A stream is closed at about this age (jittered); its reader comes back by itself."
@@ -133,17 +302,48 @@ class Settings(BaseSettings):
             return tuple(name.strip() for name in value.split(",") if name.strip())
         return value
 
-    @field_validator("openai_compatible", mode="before")
+    @field_validator("prices", mode="before")
     @classmethod
-    def _servers(cls, value: object) -> object:
+    def _price_table(cls, value: object) -> object:
         if isinstance(value, str):
             try:
                 value = json.loads(value)
             except ValueError:
                 raise ValueError("not JSON") from None
-        if not isinstance(value, dict):
-            raise ValueError('not an object {"name": {"base_url": …, "api_key_env": …}}')  # noqa: TRY004
-        return {name: _server(name, server) for name, server in value.items()}
+        return value
+
+    @field_validator("openai_compatible", mode="before")
+    @classmethod
+    def _servers(cls, value: object) -> object:
+        servers = _object(value, '{"name": {"base_url": …, "api_key_env": …}}')
+        return {name: _server(name, server) for name, server in servers.items()}
+
+    @field_validator("provider_limits", mode="before")
+    @classmethod
+    def _limits(cls, value: object, info: ValidationInfo) -> object:
+        limits = _object(value, '{"name": {"concurrency": …, "requests_per_minute": …, "tokens_per_minute": …}}')
+        if "openai_compatible" in info.data:  # not there when it is wrong itself, which is said then
+            known = BUILT_IN_PROVIDERS | info.data["openai_compatible"].keys()
+            if unknown := [name for name in limits if name not in known]:
+                there_are = ", ".join(sorted(known))
+                raise ValueError(f"unknown provider {', '.join(map(repr, unknown))}; there are {there_are}")
+        return {name: _checked(ProviderLimits, name, limit) for name, limit in limits.items()}
+
+    @field_validator("http_tools", mode="before")
+    @classmethod
+    def _http_tools(cls, value: object) -> object:
+        tools = _object(value, '{"name": {"url": …}}')
+        return {name: _http_tool(name, target) for name, target in tools.items()}
+
+    @field_validator("continue_models", mode="before")
+    @classmethod
+    def _patterns(cls, value: object) -> object:
+        form = '{"provider": ["pattern", …]}'
+        patterns = _object(value, form)
+        for listed in patterns.values():
+            if not isinstance(listed, list | tuple) or not all(isinstance(item, str) and item for item in listed):
+                raise ValueError(f"not an object {form}")
+        return patterns
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -156,15 +356,57 @@ class Settings(BaseSettings):
         return round(self.lease_seconds * 1000)
 
 
+def _http_url(value: str, *, secrets: str) -> str:
+    """`value`, if it is a URL that can be asked. Raises `ValueError` that says to put credentials into `secrets`."""
+    try:
+        url = urlsplit(value)
+        host = url.hostname if url.port != 0 else None
+    except ValueError:
+        host = None
+    if not host or url.scheme not in {"http", "https"} or any(char.isspace() for char in value):
+        raise ValueError("not an http:// or https:// URL")
+    if "@" in url.netloc:
+        raise ValueError(f"must not hold credentials; name the variable of the key in {secrets}")
+    return value
+
+
+def _http_tool(name: object, target: object) -> HttpToolTarget:
+    """One tool of `LEGATO_HTTP_TOOLS`. Raises `ValueError` that names what is wrong."""
+    if not isinstance(name, str) or not _TOOL_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name: 1 to 64 of A-Z, a-z, 0-9, _ and -")
+    return _checked(HttpToolTarget, name, target)
+
+
+def _object(value: object, form: str) -> dict[object, object]:
+    """A variable that holds a JSON object. Raises `ValueError` that shows its form."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ValueError("not JSON") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"not an object {form}")  # noqa: TRY004
+    return value
+
+
 def _server(name: object, server: object) -> CompatibleServer:
-    """One server of `LEGATO_OPENAI_COMPATIBLE`. Raises `ValueError` that names what is wrong, and repeats no value."""
+    """One server of `LEGATO_OPENAI_COMPATIBLE`. Raises `ValueError` that names what is wrong."""
     if not isinstance(name, str) or not _SERVER_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no name: 1 to 32 of a-z, 0-9, _ and -")
     if name in BUILT_IN_PROVIDERS:
         raise ValueError(f"{name!r} is the name of a provider that is built in")
+    return _checked(CompatibleServer, name, server)
+
+
+def _checked(model: type[Part], name: object, value: object) -> Part:
+    """What is configured for one name. Raises `ValueError` that names what is wrong, and repeats no value."""
     try:
-        return CompatibleServer.model_validate(server)
+        return model.model_validate(value)
     except ValidationError as exc:
-        wrong = exc.errors(include_url=False, include_input=False)
-        where = ((".".join([name, *map(str, item["loc"])]), item["msg"]) for item in wrong)
-        raise ValueError("; ".join(f"{path}: {message}" for path, message in where)) from None
+        raise ValueError(_complaint(name, exc)) from None
+
+
+def _complaint(name: object, exc: ValidationError) -> str:
+    """What is wrong with what is configured for a name, without any value."""
+    wrong = exc.errors(include_url=False, include_input=False)
+    return "; ".join(f"{'.'.join(map(str, [name, *item['loc']]))}: {item['msg']}" for item in wrong)

@@ -13,6 +13,7 @@ from broker.errors import StoreUnavailable
 from broker.settings import Settings
 from broker.store import Store
 from worker.providers.registry import build_providers
+from worker.tools.registry import build_tools
 from worker.worker import Worker
 
 _log = structlog.get_logger("legato.worker")
@@ -23,7 +24,10 @@ async def work(url: str, settings: Settings, *, stop: asyncio.Event) -> None:
 
     Raises `ValueError` for an unknown provider, `StoreUnusable` for a store that can never do.
     """
-    providers = build_providers(settings.providers, compatible=settings.openai_compatible)
+    providers = build_providers(
+        settings.providers, compatible=settings.openai_compatible, continue_models=settings.continue_models
+    )
+    tools = build_tools(settings)
     store = Store(url, settings)
     try:
         try:
@@ -31,7 +35,7 @@ async def work(url: str, settings: Settings, *, stop: asyncio.Event) -> None:
         except StoreUnavailable as exc:
             _log.warning("store_unavailable", store=without_secrets(url), error=str(exc))
         _log.info("worker_started", concurrency=settings.worker_concurrency, providers=list(settings.providers))
-        worker = Worker(store, providers=providers, settings=settings)
+        worker = Worker(store, providers=providers, tools=tools, settings=settings)
 
         async def drain_when_told() -> None:
             await stop.wait()
@@ -45,6 +49,7 @@ async def work(url: str, settings: Settings, *, stop: asyncio.Event) -> None:
     finally:
         for provider in providers.values():
             await provider.aclose()
+        await tools.aclose()
         await store.aclose()
 
 

@@ -16,18 +16,21 @@ import structlog
 
 from broker.backoff import Backoff
 from broker.errors import Closed, Fenced, GenerationExpired, GenerationUnknown, StoreError, StoreUnavailable
-from broker.events import DELTA_FIELDS, CancelReason
+from broker.events import DELTA_FIELDS, CancelReason, Json
 from broker.lease import Busy, ClaimAnswer, Ended, Lease, Leases, Lost, Missing, Renewed, new_owner
 from broker.log import Log
 from broker.queue import Hint, Queue
 from broker.records import Records
 from broker.settings import Settings
 from broker.store import Store
+from broker.throttle import Throttle
 from broker.totals import Total, Totals
 from worker.keeper import Keeper
+from worker.means import Means
 from worker.providers.base import Provider
 from worker.pulse import Pulse
 from worker.run import Outcome, Result, Run
+from worker.tools.registry import Tools
 
 _log = structlog.get_logger("legato.worker")
 
@@ -50,16 +53,25 @@ _CLAIM_PAUSES: Final = (0.05, 0.3)
 class Worker:
     """One worker. `run()` until `drain()` was called and everything has ended or is handed over."""
 
-    def __init__(self, store: Store, *, providers: Mapping[str, Provider], settings: Settings) -> None:
+    def __init__(self, store: Store, *, providers: Mapping[str, Provider], tools: Tools, settings: Settings) -> None:
         self._store = store
         self._queue = Queue(store)
         self._records = Records(store, self._queue)
-        self._log = Log(store)
         self._leases = Leases(store)
         self._totals = Totals(store)
-        self._providers = providers
+        self._throttle = Throttle(store)
         self._settings = settings
         self._pulse = Pulse(tolerance=settings.lease_seconds)
+        self._means = Means(
+            store=store,
+            log=Log(store),
+            leases=self._leases,
+            throttle=self._throttle,
+            providers=providers,
+            tools=tools,
+            pulse=self._pulse,
+            settings=settings,
+        )
         self._keeper = Keeper(heal_seconds=settings.heal_seconds, heal_bytes=settings.heal_bytes)
         store.on_return(self._store_returned)
         self._runs: dict[str, tuple[Run, Hint]] = {}
@@ -121,8 +133,19 @@ class Worker:
                 hints_at = now
                 try:
                     await self._queue.look_again([hint for _, hint in self._runs.values()], self._settings.lease_ms)
+                    await self._keep_calls()
                 except StoreError as exc:
                     _log.warning("queue_unavailable", error=str(exc))
+
+    async def _keep_calls(self) -> None:
+        """Calls of providers that still run keep their place under the shared limits."""
+        holders: dict[str, list[str]] = {}
+        for run, _ in self._runs.values():
+            held = run.attempt.admission.held if run.attempt is not None else None
+            if held is not None:
+                holders.setdefault(held[0], []).append(held[1])
+        for provider, names in holders.items():
+            await self._throttle.keep(provider, names)
 
     @staticmethod
     def _is_due(run: Run, now: float, term: float) -> bool:
@@ -173,14 +196,7 @@ class Worker:
             return
         match await self._claim(hint.generation):
             case Lease() as lease:
-                run = Run(
-                    lease,
-                    log=self._log,
-                    leases=self._leases,
-                    providers=self._providers,
-                    pulse=self._pulse,
-                    settings=self._settings,
-                )
+                run = Run(lease, self._means)
                 await self._supervise(run, hint)
             case Busy(wait_ms=wait):
                 await self._queue.look_again([hint], wait)
@@ -211,14 +227,15 @@ class Worker:
                 del self._runs[hint.generation]
         if result.outcome is Outcome.ENDED and run.writer is not None:
             self._keeper.keep(run.writer)
-        _log.info("generation_left", generation=hint.generation, outcome=result.outcome.value)
+        _log.info("generation_left", generation=hint.generation, outcome=result.outcome.value, **_facts(run, result))
         match result.outcome:
             case Outcome.ENDED:
                 await self._queue.drop([hint])
                 await self._count_end(run)
-            case Outcome.RETRY:
+            case Outcome.LATER:
                 await self._queue.look_again([hint], result.delay_ms)
-                await self._totals.add(Total.RETRIED)
+                if result.failed:
+                    await self._totals.add(Total.RETRIED)
             case Outcome.HANDED_OVER:
                 await self._queue.look_again([hint], 0)
                 await self._totals.add(Total.HANDED_OVER)
@@ -300,6 +317,12 @@ class Worker:
             draining.cancel()
             if not sleeping.done():
                 sleeping.cancel()
+
+
+def _facts(run: Run, result: Result) -> Json:
+    """How the generation went, for the log line of its end."""
+    ended = result.outcome is Outcome.ENDED and run.attempt is not None
+    return run.attempt.final if ended and run.attempt is not None else {}
 
 
 async def _unharmed(loop: Callable[[], Awaitable[None]]) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from broker import errors
@@ -32,8 +33,22 @@ from worker.pulse import Pulse
 _ROOM_EVENTS: Final = 1000
 _ROOM_BYTES: Final = 1024 * 1024
 
+#: Fields of the record that a run notes: where to read on at the provider, calls that the client runs, how it went.
+UPSTREAM: Final = "upstream"
+PENDING: Final = "pending"
+TIMINGS: Final = "timings"
+
 #: What an entry takes in memory besides its payload, about.
 _ENTRY_BYTES: Final = 200
+
+
+@dataclass(slots=True)
+class _Note:
+    """A field of the record: what it shall say once the events up to `seq` are stored."""
+
+    value: str
+    seq: int
+    stored: bool = False
 
 
 class Writer:
@@ -65,6 +80,7 @@ class Writer:
         self._entries = list(inherited)
         self._stored = len(inherited)
         self._waiting_bytes = 0
+        self._notes: dict[str, _Note] = {}
         self._lost: errors.LeaseLost | None = None
         self._replacing = False  # a new claim of ours is under way
         self._asks = 0  # how often the store was to be asked, even if there is nothing to append
@@ -95,6 +111,11 @@ class Writer:
         self._entries.append(Entry(f"{len(self._entries) + 1}-{self.lease.epoch}", *stored))
         self._waiting_bytes += len(stored.payload)
         self._added.set()
+
+    def note(self, field: str, value: str) -> None:
+        """Have a field of the record say `value` as soon as everything added so far is stored: in the same step as
+        the last of it, or with the next event. A later note on the field replaces one that is not stored yet."""
+        self._notes[field] = _Note(value, seq=len(self._entries))
 
     async def room(self) -> None:
         """Wait until the provider may be read on."""
@@ -157,12 +178,17 @@ class Writer:
         batch = self._next_batch()
         prev = self._entries[self._stored - 1].position if self._stored else BEGINNING
         lease, asks = self.lease, self._asks
-        answer = await self._log.append(lease.generation, lease.epoch, lease.owner, prev, batch)
+        head = self._stored + len(batch)
+        sent = {field: note for field, note in self._notes.items() if batch and not note.stored and note.seq <= head}
+        notes = {field: note.value for field, note in sent.items()}
+        answer = await self._log.append(lease.generation, lease.epoch, lease.owner, prev, batch, notes)
         match answer:
             case answers.Appended(cancel=reason):
                 self._answered = asks
+                for note in sent.values():
+                    note.stored = True
                 self.answered_at = self._pulse.now()
-                self._advance(self._stored + len(batch))
+                self._advance(head)
                 self._ended = self._ended or (self._stored > 0 and self._entries[self._stored - 1].is_terminal)
                 self.cancel(reason)
             case answers.Cancelled(reason=reason):
@@ -188,6 +214,8 @@ class Writer:
             raise errors.RecordGone("the store has no record of the generation, and we may have missed its end")
         self._went_back_to(0)
         first = [entry for entry in self._next_batch() if not entry.is_terminal]
+        for note in self._notes.values():
+            note.stored = False  # the record that had it is gone
         if await self._leases.rebuild(self.lease, first):
             self._advance(len(first))
 
@@ -246,6 +274,9 @@ class Writer:
         self.add(Reset(attempt=self.lease.attempt, reason="store_rolled_back"))
         for entry in mine[since:]:
             self.add(decode(entry))
+        self._notes.pop(UPSTREAM, None)  # it names a position that is no more
+        for note in self._notes.values():
+            note.seq = len(self._entries)
 
     async def _claim_anew(self) -> None:
         """Claim the generation above our own lease. Repeated under one owner until it is answered: a claim of ours

@@ -3,7 +3,7 @@
 A script is addressed by the SHA-1 of its text; a server that does not know it (restart, `SCRIPT FLUSH`, a replica
 promoted) answers NOSCRIPT and has written nothing, so it is sent again whole, which also loads it.
 Every file starts with `#!lua`: then a read-only server, and a full one where the script has no `allow-oom`, refuses it
-before it starts. The two that only read (`no-writes`) ask for the server's role themselves: no verdict ever comes from
+before it starts. Those that only read (`no-writes`) ask for the server's role themselves: no verdict ever comes from
 a replica. Scripts validate before their first write and publish last.
 """
 
@@ -39,6 +39,8 @@ READ = load("read")
 CLAIM = load("claim")
 RENEW = load("renew")
 RELEASE = load("release")
+PAUSE = load("pause")
+RESULTS = load("results")
 REBUILD = load("rebuild")
 MARKER = load("marker")
 PRESENCE = load("presence")
@@ -47,9 +49,14 @@ CONFIRM = load("confirm")
 RECORD = load("record")
 CANCEL = load("cancel")
 DELETE = load("delete")
+SPEND = load("spend")
 RESERVE = load("reserve")
 UNRESERVE = load("unreserve")
 ENQUEUE = load("enqueue")
 TAKE = load("take")
 LATER = load("later")
 DROP = load("drop")
+ADMIT = load("admit")
+SETTLE = load("settle")
+KEEP = load("keep")
+PROVIDER = load("provider")

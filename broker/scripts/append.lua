@@ -3,17 +3,19 @@
 --
 -- KEYS  1 record  2 log  3 request
 -- ARGV  1 epoch  2 owner  3 prev: position before the first event  4 live channel
---       5.. id, field, payload of each event; none: only ask whether the log still ends at prev
+--       5 n: how many record fields are noted with these events  6.. n field, value pairs
+--       then id, field, payload of each event; none: only ask whether the log still ends at prev
 --
 -- Returns {appended, head, stored now, cancel flag} {gone} {fenced, epoch} {closed, last} {cancelled, last, flag}
 --         {behind, last} {diverged, last}
 --
 -- Buys: seqs are dense; an event that is sent again is never stored twice, because the stream's own last entry is
--- compared by its whole id with prev and with the ids of the batch, in that order; a later claim shuts out every
--- earlier writer; a terminal event is the last one. Loaded a second time with flags=allow-oom for appends that end
+-- compared by its whole id with prev and with the ids of the batch, in that order; what is noted in the record is stored
+-- exactly if the events are; a later claim shuts out every earlier writer; a terminal event is the last one. Loaded a second time with flags=allow-oom for appends that end
 -- in a terminal event, so that a full store can still end what it holds.
 local TERMINAL = {completed = true, failed = true, cancelled = true}
-local FIRST = 5
+local notes = tonumber(ARGV[5])
+local FIRST = 6 + 2 * notes
 local record, log = KEYS[1], KEYS[2]
 local count = (#ARGV - FIRST + 1) / 3
 
@@ -83,6 +85,7 @@ for i = skip, count - 1 do
   message[n + 1], message[n + 2], message[n + 3] = id_at(i), field_at(i), payload_at(i)
 end
 local head = id_at(count - 1)
+if notes > 0 then redis.call('HSET', record, unpack(ARGV, 6, FIRST - 1)) end
 if TERMINAL[final] then
   local time = redis.call('TIME')
   local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))

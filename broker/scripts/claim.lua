@@ -6,7 +6,8 @@
 --       5 '1' if the claimer may take over a lapsed lease (it saw neither a break nor a loss of data for a lease)
 --       6 owner of a lease that the claimer itself holds and replaces, or ''
 --
--- Returns {claimed, epoch, attempt, cancel flag, created ms, first claimed ms, now ms, tenant, request}
+-- Returns {claimed, epoch, attempt, cancel flag, created ms, first claimed ms, now ms, tenant, request, upstream mark,
+--          '1' if the client's time for its tools was over, {call id, result or '' of each call the client was asked for}}
 --         {busy, ms to wait} {lapsed, ms to wait} {ended, state} {gone}
 --
 -- Buys: epochs only rise and are never used twice, even after the store forgot claims: `history` is the replication
@@ -16,7 +17,7 @@
 local ENDED = {completed = true, failed = true, cancelled = true, deleted = true}
 local record = KEYS[1]
 local r = redis.call('HMGET', record, 'epoch', 'owner', 'lease', 'state', 'history', 'attempt', 'charge', 'cancel',
-                     'created_ms', 'started_ms', 'tenant')
+                     'created_ms', 'started_ms', 'tenant', 'upstream', 'pending', 'tools_until')
 if not r[1] then return {'gone'} end
 if ENDED[r[4]] then return {'ended', r[4]} end
 
@@ -25,6 +26,12 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local owner, lease_ms = r[2] or '', tonumber(ARGV[2])
 local epoch, attempt = tonumber(r[1]), tonumber(r[6] or '0')
 local charged = r[7] == '1'
+
+-- The client runs the tools: until the last result, or the end of its time, there is nothing to do.
+if r[4] == 'waiting_for_tools' then
+  local left = tonumber(r[14] or '0') - now
+  if left > 0 then return {'busy', string.format('%.0f', left)} end
+end
 
 if owner ~= ARGV[1] or owner == '' then
   if owner ~= '' and owner ~= ARGV[6] then
@@ -49,5 +56,13 @@ end
 redis.call('HSET', record, 'lease', string.format('%.0f', now + lease_ms))
 for i = 1, 3 do redis.call('PERSIST', KEYS[i]) end
 local now_ms = string.format('%.0f', now)
+local calls = {}
+if r[13] and r[13] ~= '' then
+  for _, id in ipairs(cjson.decode(r[13])) do
+    calls[#calls + 1] = id
+    calls[#calls + 1] = redis.call('HGET', record, 'call:' .. id) or ''
+  end
+end
 return {'claimed', string.format('%.0f', epoch), string.format('%.0f', attempt), r[8] or '', r[9] or '0',
-        r[10] or now_ms, now_ms, r[11], redis.call('GET', KEYS[3]) or ''}
+        r[10] or now_ms, now_ms, r[11], redis.call('GET', KEYS[3]) or '', r[12] or '',
+        r[4] == 'waiting_for_tools' and '1' or '0', calls}

@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- The whole record of a generation.
+-- The whole record of a generation, but for the results of its tools.
 --
 -- KEYS  1 record
 -- Returns {now ms, ttl ms or -1, field, value, field, value …}; the first two alone when there is none
@@ -7,7 +7,13 @@ if string.find(redis.call('INFO', 'replication'), 'role:slave', 1, true) then
   return redis.error_reply('READONLY a replica does not judge')
 end
 local time = redis.call('TIME')
-local out = redis.call('HGETALL', KEYS[1])
-table.insert(out, 1, string.format('%.0f', redis.call('PTTL', KEYS[1])))
-table.insert(out, 1, string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000)))
+local out = {string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000)),
+             string.format('%.0f', redis.call('PTTL', KEYS[1]))}
+local all = redis.call('HGETALL', KEYS[1])
+for i = 1, #all, 2 do
+  if string.sub(all[i], 1, 5) ~= 'call:' then
+    out[#out + 1] = all[i]
+    out[#out + 1] = all[i + 1]
+  end
+end
 return out

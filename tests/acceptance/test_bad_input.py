@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,7 +20,9 @@ from tests.support.sse_client import NDJSON, SSE, Answer, Ending, Stream, events
 from tests.support.stack import Stack, eventually, job
 
 #: The largest body of this stack.
-MAX_BODY_BYTES = 65_536
+MAX_BODY_BYTES = 1_572_864
+#: The largest image inside one.
+MAX_IMAGE_BYTES = 800_000
 ORIGIN = "https://app.example"
 JSON = {"Content-Type": "application/json"}
 GENERATIONS = "/v1/generations"
@@ -27,7 +30,7 @@ GENERATIONS = "/v1/generations"
 
 @pytest.fixture(scope="module")
 def stack(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    environment = {"LEGATO_MAX_BODY_BYTES": str(MAX_BODY_BYTES)}
+    environment = {"LEGATO_MAX_BODY_BYTES": str(MAX_BODY_BYTES), "LEGATO_MAX_IMAGE_BYTES": str(MAX_IMAGE_BYTES)}
     directory = tmp_path_factory.mktemp("bad-input")
     with Stack.start(redis_url, directory, apis=2, workers=1, environment=environment) as running:
         yield running
@@ -84,7 +87,7 @@ def test_a_body_that_is_too_large_is_413_when_its_length_is_told(stack: Stack, s
 def test_a_body_that_is_too_large_is_413_when_it_comes_in_chunks(stack: Stack, size: int) -> None:
     """No length is told, so it has to be counted."""
     body = json.dumps(job({"text": "x"})).encode().ljust(size)
-    pieces = [body[at : at + 5_000] for at in range(0, len(body), 5_000)]
+    pieces = [body[at : at + 50_000] for at in range(0, len(body), 50_000)]
     chunked = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
     answer = request(stack.urls[0], "POST", GENERATIONS, headers=JSON | {"Transfer-Encoding": "chunked"}, body=chunked)
     check_problem(answer, 413, "body_too_large")
@@ -103,9 +106,10 @@ def test_the_largest_body_is_taken_either_way(stack: Stack) -> None:
     [
         *(b"", b" ", b"{", b'{"provider": "sim",}', b"{'provider': 'sim'}", b"provider=sim", b"NaN", b'{"a": NaN}'),
         *(b'{"a": 1} {"b": 2}', b'\xef\xbb\xbf{"provider": "sim"}', b'{"a": "\xff\xfe"}', b"\x00", b"\xff"),
-        b'{"a": Infinity}',
+        *(b'{"a": Infinity}', b'{"temperature": NaN}', b'{"temperature": 1e999}', b'{"seed": ' + b"9" * 5_000 + b"}"),
         # Half a character, alone: there is no UTF-8 for it.
-        *(b'{"model": "\\ud83d"}', b'{"model": "\\ude00 x"}', b'{"model": "\xed\xa0\xbd"}'),
+        *(b'{"model": "\\ud83d"}', b'{"model": "\\ude00 x"}', b'{"model": "\xed\xa0\xbd"}', b'{"\\ud83d": 1}'),
+        b'{"tools": [{"type": "function", "function": {"name": "\\udc00"}}]}',
         b"[" * 50_000,
         b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
     ],
@@ -192,6 +196,131 @@ def test_a_wrong_field_is_422_and_named(stack: Stack, change: dict[str, Any], fi
     assert all(item["message"] for item in problem["errors"])
 
 
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def user(*parts: object) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(parts)}]}
+
+
+def image(url: str) -> dict[str, Any]:
+    return user({"type": "image_url", "image_url": {"url": url}})
+
+
+def data_url(data: bytes) -> str:
+    return f"data:image/png;base64,{b64encode(data).decode()}"
+
+
+def nested(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": 5}
+    for _ in range(levels):
+        schema = {"type": "object", "properties": {"x": schema}}
+    return schema
+
+
+def with_tool(**function: object) -> dict[str, Any]:
+    return {"tools": [{"type": "function", "function": {"name": "f"} | function}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "fields"),
+    [
+        ({"fallbacks": [{"provider": "nobody", "model": "m"}]}, ["fallbacks.0.provider"]),
+        ({"fallbacks": [{"provider": "sim", "model": "sim-1"}]}, ["fallbacks.0", "model"]),
+        ({"fallbacks": 10**30}, ["fallbacks"]),
+        ({"tool_mode": "server"}, ["tool_mode", "tools"]),
+        ({"tool_choice": "auto"}, ["tool_choice", "tools"]),
+        ({"max_tool_rounds": 3}, ["max_tool_rounds", "tool_mode"]),
+        ({"tools": [TOOL], "tool_mode": "server", "max_tool_rounds": 10**19}, ["max_tool_rounds"]),
+        ({"delivery": {"unit": "word", "max_chars": -(2**63)}}, ["delivery.max_chars"]),
+        ({"delivery": {"flush_ms": 5}}, ["delivery.flush_ms", "delivery.unit"]),
+        ({"transforms": [{"name": "\x00"}]}, ["transforms.0.name"]),
+        ({"validators": ["é"]}, ["validators.0.name"]),
+        ({"recovery": "continue", "validators": ["json"]}, ["recovery", "validators"]),
+        ({"max_output_characters": 2**64}, ["max_output_characters"]),
+        ({"stall_seconds": 5, "timeout_seconds": 4}, ["stall_seconds", "timeout_seconds"]),
+        ({"on_disconnect": {"grace_seconds": 4}}, ["on_disconnect.grace_seconds", "on_disconnect.policy"]),
+        ({"tools": [TOOL, TOOL]}, ["tools.1.function.name"]),
+        ({"tools": [TOOL] * 10_000}, ["tools.1.function.name"]),
+        (with_tool(name="f" * 1_000_000), ["tools.0.function.name"]),
+        (with_tool(parameters={"type": "array"}), ["tools.0.function.parameters.type"]),
+        (with_tool(parameters=nested(3)), ["tools.0.function.parameters" + ".properties.x" * 3 + ".type"]),
+        (with_tool(parameters=nested(28)), ["tools.0.function.parameters"]),
+        (with_tool(parameters=nested(200)), ["tools"]),
+        (with_tool(parameters={"type": "object", "allOf": [{}] * 200_000, "required": 5}), ["tools.0.function"]),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, ["tool_choice.function"]),
+        ({"messages": [{"role": "system", "content": "a"}]}, ["messages"]),
+        ({"messages": [{"role": "tool", "content": "a", "tool_call_id": "x"}]}, ["messages.0.tool_call_id"]),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "assistant",
+                        "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "[" * 900}}],
+                    }
+                ]
+            },
+            ["messages.0.tool_calls.0.function.arguments"],
+        ),
+        (user({"type": "text"}), ["messages.0.content.0.text"]),
+        (image("ftp://a/b"), ["messages.0.content.0.image_url.url"]),
+        (image("http://[::"), ["messages.0.content.0.image_url.url"]),
+        (image("data:image/png;base64,%%%"), ["messages.0.content.0.image_url.url"]),
+        (image(data_url(b"GIF89a")), ["messages.0.content.0.image_url.url"]),
+        (image("data:image/png;base64," + "A" * 2**20), ["messages.0.content.0.image_url.url"]),
+        (image(data_url(PNG.ljust(MAX_IMAGE_BYTES + 1))), ["messages.0.content.0.image_url.url"]),
+        ({"provider_options": {"tokens": -1}}, ["provider_options.tokens"]),
+        ({"provider_options": {"tokens": 10**9}}, ["provider_options.tokens"]),
+        ({"provider_options": {"tokens_per_second": "fast"}}, ["provider_options.tokens_per_second"]),
+        ({"provider_options": {"toknes": 5}}, ["provider_options.toknes"]),
+        ({"provider_options": {"faults": [{"at_token": 0, "kind": "boom"}]}}, ["provider_options.faults.0.kind"]),
+        ({"provider_options": {"a" * 500_000: 5}}, ["provider_options.a"]),
+        ({"provider_options": {f"x{n}": n for n in range(60_000)}}, ["provider_options.x0", "provider_options.x99"]),
+        ({f"x{n}": n for n in range(60_000)}, ["x0", "x99"]),
+    ],
+    ids=lambda value: ascii(",".join(value)[:60]),
+)
+def test_what_cannot_be_done_is_refused_before_it_is_queued(
+    stack: Stack, change: dict[str, Any], fields: list[str]
+) -> None:
+    """By the paths of all fields that have a part in it, without what the client sent."""
+    thread = uuid4().hex
+    answer = submit(stack, job({"tokens": 1}, thread=thread) | change)
+    problem = check_problem(answer, 422, "invalid_request")
+    named = [item["field"] for item in problem["errors"]]
+    for field in fields:
+        assert any(name == field or name.startswith(field) for name in named), named
+    assert len(answer.body) < 60_000
+    assert stack.get(f"{GENERATIONS}?thread={thread}").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        image(data_url(PNG.ljust(MAX_IMAGE_BYTES))),
+        user({"type": "video", "odd": [None]}, {"type": "text", "text": ""}),
+        {"tools": [TOOL, {"type": "web_search", "filters": {"a": []}}], "tool_choice": "auto"},
+        {"delivery": {"unit": "sentence", "max_chars": 10_000, "flush_ms": 60_000}},
+        {"fallbacks": [{"provider": "sim", "model": "other"}], "max_output_characters": 1_000},
+    ],
+    ids=lambda value: ascii(",".join(value)[:60]),
+)
+def test_what_can_be_done_is_taken(stack: Stack, change: dict[str, Any]) -> None:
+    answer = submit(stack, job({"tokens": 1}) | change)
+    assert answer.status == 202, answer.body[:500]
+    stack.wait_status(answer.json()["id"], "completed")
+
+
+@pytest.mark.parametrize("number", [2**63, 2**64, 10**25, -(10**25)])
+@pytest.mark.parametrize("depth", [10, 500, 1_000])
+def test_a_long_number_deep_inside_breaks_nothing(stack: Stack, depth: int, number: int) -> None:
+    deep = '{"a":' * depth + str(number) + "}" * depth
+    for body in (json.dumps(job({"tokens": 1}))[:-1] + f', "metadata": {deep}}}', deep, f"[{deep}]"):
+        answer = submit(stack, body.encode())
+        assert answer.status in (202, 422)
+
+
 def test_every_wrong_field_is_named_at_once(stack: Stack) -> None:
     body = {"provider": 5, "messages": [{"role": "x", "content": "a"}], "colour": "red", "top_p": 7}
     problem = check_problem(submit(stack, body), 422)
@@ -272,9 +401,9 @@ def test_numbers_in_metadata_come_back_as_they_were(stack: Stack, number: float)
 
 
 def test_options_the_provider_refuses_end_the_generation_not_the_worker(stack: Stack) -> None:
-    """They are passed on untouched, so the job is taken, and fails as `invalid_request`."""
-    for options in ({"tokens": -1}, {"colour": "red"}, {"text": 5}, {"tokens": 10**9}, {"tokens_per_second": "fast"}):
-        generation = stack.submit(options)
+    """What only the provider can judge is known after the job was taken: it fails as `invalid_request`."""
+    for turns in ([{"colour": "red"}], [{"text": 5}], []):
+        generation = stack.submit({"turns": turns})
         assert stack.wait_status(generation, "completed", "failed") == "failed"
         error = stack.get(f"{GENERATIONS}/{generation}").json()["error"]
         assert error["code"] == "invalid_request"

@@ -125,7 +125,7 @@ def test_a_retried_attempt_is_announced_and_taken_back(stack: Stack) -> None:
         ({"tokens": 9, "faults": [{"at_token": 3, "kind": "truncate"}]}, {}, "upstream_incomplete"),
         ({"tokens": 9, "faults": [{"at_token": 3, "kind": "stall"}]}, {"stall_seconds": 0.5}, "stalled"),
         ({"tokens": 900, "tokens_per_second": 50}, {"timeout_seconds": 1}, "timeout"),
-        ({"tokens": 9, "colour": "red"}, {}, "invalid_request"),
+        ({"turns": [{"colour": "red"}]}, {}, "invalid_request"),
     ],
 )
 def test_a_failure_says_why_and_what_was_shown(
@@ -136,9 +136,10 @@ def test_a_failure_says_why_and_what_was_shown(
     assert stream.ending is Ending.CLEAN
     assert reader.ended is not None
     assert reader.ended.event == "failed"
-    assert set(reader.ended.data) == {"code", "message", "retryable", "partial"}
+    assert set(reader.ended.data) == {"code", "message", "retryable", "partial", "characters"}
     assert reader.ended.data["code"] == code
     assert reader.ended.data["partial"] is bool(reader.text)
+    assert reader.ended.data["characters"] == len(reader.text)
     assert bool(reader.text) is (code != "invalid_request")
     assert stack.get(f"{GENERATIONS}/{generation}").json()["error"] == reader.ended.data
 

@@ -29,8 +29,9 @@ from tests.support.sse_client import (
 from tests.support.stack import LEASE_SECONDS, Process, Stack, eventually
 from worker.providers.sim import sim_text
 
-#: A take-over may take the lease and 2 s; the rest is for a loaded machine.
-TAKE_OVER_SECONDS = LEASE_SECONDS + 4
+#: A take-over should take the lease and 2 s at most, which `bench.recovery` measures. Here it must happen, however
+#: loaded the machine is.
+TAKE_OVER_SECONDS = LEASE_SECONDS + 20
 
 Entries = list[tuple[str, Event]]
 

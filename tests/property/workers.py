@@ -10,7 +10,7 @@ shortest form.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 
 from broker import errors
@@ -21,6 +21,7 @@ from broker.log import AppendAnswer, Behind, Closed, Diverged, Fenced, Gone
 from broker.position import BEGINNING, Position
 from tests.property.world import Packet, World, text_of
 from worker import writer as real
+from worker.writer import UPSTREAM
 
 #: Turns of the event loop in which a writer that got its answer comes to its next call.
 TURNS = 10
@@ -68,12 +69,18 @@ class Gate:
         await self._passed.wait()
 
     async def append(
-        self, generation: str, epoch: int, owner: str, prev: str, entries: Sequence[Entry]
+        self,
+        generation: str,
+        epoch: int,
+        owner: str,
+        prev: str,
+        entries: Sequence[Entry],
+        notes: Mapping[str, str],
     ) -> AppendAnswer:
         reply_lost = await self._wait()
         try:
             self._see(prev, entries)
-            answer = await self._world.append(Packet(epoch, owner, prev, list(entries)))
+            answer = await self._world.append(Packet(epoch, owner, prev, list(entries), notes))
             self._judge(answer)
         finally:
             self._passed.set()
@@ -316,6 +323,8 @@ class Worker:
     def _add(self, event: Delta | Completed | Cancelled | Reset | Started) -> None:
         assert self._writer is not None
         self._writer.add(event)
+        if not self._writer.entries[-1].is_terminal:
+            self._writer.note(UPSTREAM, self._writer.entries[-1].position)
 
     @staticmethod
     async def _verify(writer: real.Writer) -> None:

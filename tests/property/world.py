@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final, TypeVar
@@ -34,6 +34,7 @@ from broker.queue import Queue
 from broker.records import CancelOutcome, Records
 from broker.settings import Settings
 from broker.store import Store
+from worker.writer import UPSTREAM
 
 TENANT: Final = "acme"
 #: The shortest there is: a server that is younger than a lease lets nobody be taken over from.
@@ -110,6 +111,7 @@ class Packet:
     owner: str
     prev: str
     entries: Sequence[Entry]
+    notes: Mapping[str, str]
 
 
 def text_of(entries: Sequence[Entry]) -> list[str]:
@@ -186,7 +188,9 @@ class World:
         if first_time:
             self._appends.append(packet)
         before = self.now.record
-        answer = await self.stage.log.append(self.generation, packet.epoch, packet.owner, packet.prev, packet.entries)
+        answer = await self.stage.log.append(
+            self.generation, packet.epoch, packet.owner, packet.prev, packet.entries, packet.notes
+        )
         self.look()
         self.stage.seen[f"append: {type(answer).__name__}"] += 1
         if isinstance(answer, Appended) and answer.stored:
@@ -343,6 +347,9 @@ class World:
             self.promise(not moment.entries, "a log that is deleted or lost is empty")
             return
         self.promise(moment.record["head"] == moment.last, "the record's head is the log's last entry")
+        noted = moment.record.get(UPSTREAM)
+        held = noted is None or any(entry.position == noted for entry in moment.entries)
+        self.promise(held, "what is noted of an event is stored only where the event is")
         state = moment.record["state"]
         self.promise((state in ("completed", "failed", "cancelled")) == bool(ends), "the record knows whether it ended")
         if ends:

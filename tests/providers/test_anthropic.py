@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from broker.events import Delta, FailureCode, FinishReason, ToolCall, ToolCallDone, Usage, UsageReport
+from broker.events import Delta, FailureCode, FinishReason, Part, ToolCall, ToolCallDone, Usage, UsageReport
 from tests.providers.wires import ANTHROPIC, API_KEY, collect, request, text_of
 from tests.support.wire_provider import Reply, WireProvider, anthropic_block, anthropic_event, anthropic_stream
 from worker.providers.anthropic import DEFAULT_MAX_TOKENS, AnthropicProvider, create_arguments
@@ -134,21 +134,21 @@ async def test_everything_a_request_can_say(server: WireProvider) -> None:
     ],
 )
 def test_tool_choice(choice: Any, wanted: dict[str, str]) -> None:
-    assert create_arguments(request(tool_choice=choice))["tool_choice"] == wanted
+    assert create_arguments(Call(request(tool_choice=choice)))["tool_choice"] == wanted
 
 
 def test_system_messages_with_typed_parts_stay_blocks() -> None:
     """So that marks on them (for caching) are kept."""
     marked = {"type": "text", "text": "long", "cache_control": {"type": "ephemeral"}}
     messages = [{"role": "system", "content": [marked]}, {"role": "system", "content": "short"}]
-    arguments = create_arguments(request(messages=messages))
+    arguments = create_arguments(Call(request(messages=messages)))
     assert arguments["system"] == [marked, {"type": "text", "text": "short"}]
     assert arguments["messages"] == []
 
 
 def test_images_by_url() -> None:
     part = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
-    arguments = create_arguments(request(messages=[{"role": "user", "content": [part]}]))
+    arguments = create_arguments(Call(request(messages=[{"role": "user", "content": [part]}])))
     source = {"type": "url", "url": "https://example.org/a.png"}
     assert arguments["messages"][0]["content"] == [{"type": "image", "source": source}]
 
@@ -295,7 +295,11 @@ async def test_tools_that_run_at_the_provider_are_nobodys_call(server: WireProvi
     citation = {"type": "citations_delta", "citation": {"type": "char_location"}}
     text = anthropic_block(2, {"type": "text", "text": ""}, {"type": "text_delta", "text": "found"}, citation)
     events = await play(server, search + found + text + anthropic_event("message_stop"))
-    assert events == [Delta(text="found"), Finish(finish_reason=FinishReason.STOP, usage=None)]
+    assert events == [
+        Delta(text="found"),
+        Part(type="citation", data={"type": "char_location"}),
+        Finish(finish_reason=FinishReason.STOP, usage=None),
+    ]
 
 
 async def test_unknown_events_and_blocks_are_passed_over(server: WireProvider) -> None:

@@ -11,7 +11,7 @@ from broker.errors import ProviderError
 from broker.events import Delta, FailureCode, FinishReason
 from tests.providers.wires import API_KEY, OPENAI, Wire, collect, request, text_of
 from tests.support.wire_provider import Cut, End, Pause, Reply, Rst, Send, WireProvider, openai_stream
-from worker.providers.base import Call, Finish, ProviderEvent
+from worker.providers.base import Call, Finish, Mark, ProviderEvent
 
 HTML = {"content-type": "text/html"}
 
@@ -31,6 +31,32 @@ async def test_a_stream_with_its_marker_is_whole(server: WireProvider, wire: Wir
     assert isinstance(events[-1], Finish)
     assert events[-1].finish_reason is FinishReason.STOP
     assert sum(isinstance(event, Finish) for event in events) == 1
+
+
+async def test_an_empty_answer_is_whole(server: WireProvider, wire: Wire) -> None:
+    """The marker came: that nothing was said is no error."""
+    events, error = await play(server, wire, Reply.events(wire.whole()))
+    assert error is None
+    assert not any(isinstance(event, Delta) for event in events)
+    assert isinstance(events[-1], Finish)
+    assert events[-1].finish_reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize("in_one", [True, False], ids=["in one piece", "in pieces of their own"])
+async def test_what_comes_behind_the_marker_is_not_read(server: WireProvider, wire: Wire, in_one: bool) -> None:
+    """Neither the marker again, nor another answer, nor an error: the answer was whole."""
+    marker = wire.whole("Hello").rstrip().rpartition(b"\n\n")[2] + b"\n\n"
+    behind = (marker, wire.whole("more"), wire.error("server_error"))
+    sends = (Send(wire.whole("Hello") + b"".join(behind)),) if in_one else map(Send, (wire.whole("Hello"), *behind))
+    events, error = await play(server, wire, Reply(actions=(*sends, End())))
+    assert error is None
+    assert text_of(events) == "Hello"
+    assert sum(isinstance(event, Finish) for event in events) == 1
+
+
+async def test_a_mark_is_yielded_by_nobody_who_was_not_asked_for_it(server: WireProvider, wire: Wire) -> None:
+    events, _ = await play(server, wire, Reply.events(wire.whole("Hel", "lo"), piece_bytes=7))
+    assert not any(isinstance(event, Mark) for event in events)
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ async def test_provider_options_reach_the_sdk(server: WireProvider) -> None:
 def test_the_limit_has_the_name_that_the_server_knows(
     host: str, options: dict[str, int], limits: dict[str, int]
 ) -> None:
-    arguments = create_arguments(request(max_output_tokens=5, provider_options=options), host=host)
+    arguments = create_arguments(Call(request(max_output_tokens=5, provider_options=options)), host=host)
     assert {name: value for name, value in arguments.items() if name.startswith("max")} == limits
 
 

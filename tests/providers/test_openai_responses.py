@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from broker.errors import ProviderError
-from broker.events import Delta, DeltaKind, FailureCode, FinishReason, ToolCall, ToolCallDone, Usage, UsageReport
+from broker.events import Delta, DeltaKind, FailureCode, FinishReason, Part, ToolCall, ToolCallDone, Usage, UsageReport
 from tests.providers.test_identity import DOCUMENT, pieces
 from tests.providers.wires import API_KEY, RESPONSES, collect, request, text_of
 from tests.support.wire_provider import (
@@ -272,6 +272,7 @@ async def test_text_reasoning_refusal_and_usage(server: WireProvider, named: boo
         Delta(text="h", kind=reasoning),
         Delta(text="m", kind=reasoning),
         Delta(text="in short", kind=reasoning),
+        Part(type="reasoning", data={"type": "reasoning", "id": "rs_1", "summary": []}),
         Delta(text="Hel"),
         Delta(text="lo"),
         Delta(text="I can", kind=refusal),
@@ -290,7 +291,7 @@ async def test_tool_calls(server: WireProvider) -> None:
     """They count from 0, whatever items stand before them; each is done once, with what its fragments join to."""
     tools = [("c1", "f", ('{"a":', "1}")), ("c2", "g", ()), ("c3", "h", ("[]",))]
     events = await play(server, responses_stream("I call", reasoning=["hm"], tools=tools))
-    assert events[2:] == [
+    assert events[3:] == [
         ToolCall(index=0, id="c1", name="f", arguments=""),
         ToolCall(index=0, arguments='{"a":'),
         ToolCall(index=0, arguments="1}"),

@@ -7,6 +7,9 @@ whether a connection was closed or reset. A `Reply` is what one request gets; it
         server.script(Reply.events(openai_stream("Hel", "lo"), piece_bytes=1))
         client = AsyncOpenAI(api_key="test", base_url=server.openai_url)
 
+Where many clients ask at once, `WireProvider(answer)` chooses each reply by its request. With `async with` it runs on the
+test's own loop, with a plain `with` in a thread, for tests that are not asynchronous.
+
 `openai_stream`, `anthropic_stream` and `responses_stream` render answers to the bytes of each wire.
 """
 
@@ -16,8 +19,9 @@ import asyncio
 import json
 import socket
 import struct
+import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -101,16 +105,22 @@ class Received:
 
 
 class WireProvider:
-    """The server. Replies are played in the order they were given; a request too many gets a 500."""
+    """The server. Replies are played in the order they were given; a request too many gets a 500. With `answer` there is
+    no script: it says what a request gets. `port` 0 is any."""
 
-    def __init__(self) -> None:
+    def __init__(self, answer: Callable[[Received], Reply] | None = None, *, port: int = 0) -> None:
         self.requests: list[Received] = []
         self.replied = 0  # replies that were played to their end
+        self.open = 0  # requests whose reply is being played
+        self.most_open = 0  # at once, so far
+        self._answer = answer or self._next_of_script
         self._replies: deque[Reply] = deque()
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._accepted = 0
-        self._port = 0
+        self._port = port
+        self._loop: asyncio.AbstractEventLoop | None = None  # of its own
+        self._thread: threading.Thread | None = None
 
     def script(self, *replies: Reply) -> None:
         """What the next requests get, one each."""
@@ -127,7 +137,7 @@ class WireProvider:
         return f"{self.url}/v1"
 
     async def __aenter__(self) -> WireProvider:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
         self._port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -141,6 +151,27 @@ class WireProvider:
         await asyncio.gather(*self._connections, return_exceptions=True)
         await self._server.wait_closed()
 
+    def __enter__(self) -> WireProvider:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="wire provider", daemon=True)
+        self._thread.start()
+        return asyncio.run_coroutine_threadsafe(self.__aenter__(), self._loop).result()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._loop is not None
+        assert self._thread is not None
+        asyncio.run_coroutine_threadsafe(self.__aexit__(kind, exc, traceback), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def let_go(self, event: asyncio.Event) -> None:
+        """Set what a reply waits for, from outside of the server's thread."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(event.set)
+
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._accepted += 1
         task = asyncio.create_task(self._serve(reader, writer, self._accepted))
@@ -152,8 +183,13 @@ class WireProvider:
             early = b""  # read while a reply was played, to learn when the client goes
             while (request := await self._request(reader, early, number)) is not None:
                 watcher = asyncio.create_task(_watch(reader, request.gone))
+                self.open += 1
+                self.most_open = max(self.most_open, self.open)
                 try:
-                    keep = await self._reply(writer, request)
+                    try:
+                        keep = await self._reply(writer, request)
+                    finally:
+                        self.open -= 1
                     self.replied += 1
                     early = await watcher if keep else b""
                 finally:
@@ -182,10 +218,13 @@ class WireProvider:
         self.requests.append(request)
         return request
 
-    async def _reply(self, writer: asyncio.StreamWriter, request: Received) -> bool:
-        """Plays the next reply; says whether the connection may be used again."""
+    def _next_of_script(self, request: Received) -> Reply:
         exhausted = Reply.error(500, {"error": {"message": "the script has no reply left"}})
-        reply = self._replies.popleft() if self._replies else exhausted
+        return self._replies.popleft() if self._replies else exhausted
+
+    async def _reply(self, writer: asyncio.StreamWriter, request: Received) -> bool:
+        """Plays the request's reply; says whether the connection may be used again."""
+        reply = self._answer(request)
         if reply.hold is not None:
             await _first(reply.hold, request.gone)
         bodyless = reply.status == 204
@@ -335,6 +374,16 @@ def anthropic_stream(
 def responses_event(kind: str, *, named: bool = True, **fields: Any) -> bytes:
     """One event."""
     return sse({"type": kind, "sequence_number": 0, **fields}, event=kind if named else None)
+
+
+def responses_frames(stream: bytes) -> list[bytes]:
+    """The frames of a rendered stream, with `sequence_number`s that count them, as the provider's do."""
+    frames = []
+    for number, frame in enumerate(stream.removesuffix(b"\n\n").split(b"\n\n")):
+        head, mark, data = frame.partition(b"data: ")
+        event = orjson.loads(data) | {"sequence_number": number}
+        frames.append(head + mark + json.dumps(event, ensure_ascii=False).encode() + b"\n\n")
+    return frames
 
 
 def responses_item(index: int, item: dict[str, Any], *events: tuple[str, dict[str, Any]], named: bool = True) -> bytes:

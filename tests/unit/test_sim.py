@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.errors import ProviderError
-from broker.events import Delta, FailureCode, FinishReason, Usage, UsageReport
+from broker.events import Delta, FailureCode, FinishReason, ToolCall, ToolCallDone, Usage, UsageReport
 from broker.generation import Request
-from worker.providers.base import Call, Finish, ProviderEvent
+from worker.providers.base import Call, Finish, Mark, ProviderEvent, ResumeImpossible
 from worker.providers.sim import DEFAULT_TOKENS, RETRY_AFTER_SECONDS, SimProvider, sim_text, sim_tokens
 
 
@@ -160,7 +160,7 @@ async def test_a_stall_lasts_until_the_reader_gives_up() -> None:
         ({"faults": [{"at_token": 0, "kind": "boom"}]}, "provider_options.faults.0.kind"),
         ({"faults": [{"at_token": 0, "kind": "error", "attempt": 0}]}, "provider_options.faults.0.attempt"),
         ({"faults": [{"kind": "error"}]}, "provider_options.faults.0.at_token"),
-        ({"text": "a", "tokens": 1}, "text and tokens"),
+        ({"text": "a", "tokens": 1}, "text, tokens and turns"),
     ],
 )
 async def test_bad_options_are_refused_by_name(options: dict[str, Any], field: str) -> None:
@@ -211,3 +211,156 @@ async def test_full_speed_still_lets_others_run() -> None:
     await collect({"tokens": 1000})
     counter.cancel()
     assert turns >= 100
+
+
+# --- turns ---
+
+
+def turns(*messages: str) -> list[dict[str, Any]]:
+    """`u` a message of the user, `c` an assistant's turn with a call and its result, `a` one without."""
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    kinds: dict[str, list[dict[str, Any]]] = {
+        "u": [{"role": "user", "content": "hi"}],
+        "a": [{"role": "assistant", "content": "ok"}],
+        "c": [
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c", "content": "done"},
+        ],
+    }
+    return [message for kind in messages for message in kinds[kind]]
+
+
+async def play(options: dict[str, Any], messages: list[dict[str, Any]] | None = None, **call: Any) -> list[Any]:
+    stream = SimProvider().stream(Call(ask(options, messages=messages), **call))
+    return [event async for event in stream]
+
+
+LOOP = {
+    "turns": [
+        {"text": "I look.", "tool_calls": [{"name": "weather", "arguments": {"city": "Bern"}}, {"name": "now"}]},
+        {"tool_calls": [{"name": "weather", "arguments": "no JSON", "id": "mine"}]},
+        {"text": "Rain."},
+    ]
+}
+
+
+async def test_a_turn_with_calls_streams_them_and_ends_in_them() -> None:
+    """Arguments in fragments, as real models send them; ids of their own for each turn and call."""
+    events = await play(LOOP)
+    usage = Usage(input_tokens=1, output_tokens=7)
+    assert events == [
+        Delta(text="I lo"),
+        Delta(text="ok."),
+        ToolCall(index=0, id="call_0_0", name="weather", arguments='{"ci'),
+        ToolCall(index=0, arguments='ty":'),
+        ToolCall(index=0, arguments='"Ber'),
+        ToolCall(index=0, arguments='n"}'),
+        ToolCallDone(index=0, id="call_0_0", name="weather", arguments='{"city":"Bern"}'),
+        ToolCall(index=1, id="call_0_1", name="now", arguments="{}"),
+        ToolCallDone(index=1, id="call_0_1", name="now", arguments="{}"),
+        UsageReport(usage=usage),
+        Finish(finish_reason=FinishReason.TOOL_CALLS, usage=usage),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("messages", "played"),
+    [("u", 0), ("uc", 1), ("ucc", 2), ("uccc", 2), ("uca", 1), ("ucu", 0), ("uccauc", 1), ("", 0)],
+)
+async def test_the_turn_is_told_by_the_calls_behind_the_last_word_of_the_user(messages: str, played: int) -> None:
+    """The last one is repeated, so a loop that never ends can be had."""
+    events = await play(LOOP, turns(*messages))
+    said = ["I look.", "", "Rain."][played]
+    assert "".join(texts(events)) == said
+    ids = [event.id for event in events if isinstance(event, ToolCallDone)]
+    assert ids == [["call_0_0", "call_0_1"], ["mine"], []][played]
+    finish = FinishReason.STOP if played == 2 else FinishReason.TOOL_CALLS
+    assert events[-1].finish_reason is finish
+
+
+async def test_an_empty_turn_is_a_whole_answer() -> None:
+    events = await play({"turns": [{}]})
+    assert [type(event) for event in events] == [UsageReport, Finish]
+
+
+async def test_a_partial_text_is_gone_on_from_in_a_turn() -> None:
+    events = await play(LOOP, partial="I look")
+    assert events[0] == Delta(text=".")
+    assert sum(isinstance(event, ToolCallDone) for event in events) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"turns": []}, "provider_options.turns"),
+        ({"turns": [{"say": "x"}]}, "provider_options.turns.0.say"),
+        ({"turns": [{"tool_calls": [{"name": ""}]}]}, "provider_options.turns.0.tool_calls.0.name"),
+        ({"turns": [{"tool_calls": [{"arguments": {}}]}]}, "provider_options.turns.0.tool_calls.0.name"),
+        ({"turns": [{"text": "a"}], "text": "b"}, "text, tokens and turns"),
+        ({"resumable": 1}, "provider_options.resumable"),
+    ],
+)
+async def test_bad_turns_are_refused_by_name(options: dict[str, Any], field: str) -> None:
+    events, error = await collect(options)
+    assert events == []
+    assert error is not None
+    assert error.failure is FailureCode.INVALID_REQUEST
+    assert field in error.message
+
+
+# --- marks ---
+
+
+@pytest.mark.parametrize("options", [{"tokens": 9}, {"text": "abcdefghi", "chunk_chars": 2}, LOOP])
+async def test_what_follows_a_mark_is_what_was_missing(options: dict[str, Any]) -> None:
+    """Behind every mark, in text and between calls; the marks change nothing of what is said."""
+    plain = await play(options)
+    marked = await play(options | {"resumable": True})
+    assert [event for event in marked if not isinstance(event, Mark)] == plain
+    assert not any(isinstance(event, Mark) for event in plain)
+    places = [at for at, event in enumerate(marked) if isinstance(event, Mark)]
+    assert places
+    for at in places:
+        before = [event for event in marked[:at] if not isinstance(event, Mark)]
+        assert not isinstance(before[-1], ToolCall), "a call is half-way"
+        rest = await play(options | {"resumable": True}, resume=marked[at].token, attempt=2)
+        assert before + [event for event in rest if not isinstance(event, Mark)] == plain
+
+
+async def test_a_mark_counts_what_was_shown() -> None:
+    events = await play({"text": "abcdef", "chunk_chars": 4, "resumable": True})
+    assert events[:4] == [
+        Delta(text="abcd"),
+        Mark(token={"shown": 1}),
+        Delta(text="ef"),
+        Mark(token={"shown": 2}),
+    ]
+
+
+async def test_resuming_is_not_going_on_from_a_text() -> None:
+    """The mark says it all."""
+    events = await play({"text": "abcdef", "resumable": True}, resume={"shown": 1}, partial="abcdef")
+    assert "".join(texts(events)) == "ef"
+
+
+@pytest.mark.parametrize("token", [{}, {"shown": -1}, {"shown": "1"}, {"response_id": "resp_1"}])
+async def test_a_mark_of_somebody_else_cannot_be_resumed(token: dict[str, Any]) -> None:
+    with pytest.raises(ResumeImpossible):
+        await play({"text": "abcdef", "resumable": True}, resume=token)
+
+
+async def test_a_fault_before_a_mark_is_over() -> None:
+    options = {"tokens": 6, "resumable": True, "faults": [{"at_token": 3, "kind": "error"}]}
+    with pytest.raises(ProviderError):
+        await play(options)
+    events = await play(options, resume={"shown": 4})
+    assert texts(events) == list(sim_tokens(6, 0))[4:]
+
+
+async def test_what_was_skipped_costs_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock(monkeypatch)
+    options = {"tokens": 6, "tokens_per_second": 10, "resumable": True}
+    async for event in SimProvider().stream(Call(ask(options), resume={"shown": 4})):
+        if isinstance(event, Delta):
+            assert clock.now - 1000.0 == pytest.approx(0.0)
+            break

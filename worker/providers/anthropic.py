@@ -11,6 +11,8 @@ Requests come in the chat completions shape and are translated (`create_argument
 - `max_tokens` is mandatory here: `DEFAULT_MAX_TOKENS` where the request gives none.
 - `temperature` and `top_p` are not arguments of the SDK any more, though many models take them: they go into the body.
 - Content parts of types this module does not know go as they are, so the wire's own parts may be used.
+- Thinking blocks of an assistant's message go before its other blocks; reasoning of other wires is left out.
+- A tool's message may say `is_error`, which only this wire knows.
 
 Deliberate oddities:
 - `input_tokens` here counts what was not cached; it is reported with cache reads and writes added, as the others do.
@@ -28,10 +30,12 @@ from typing import Any, Final
 import anthropic
 import orjson
 
-from broker.events import Delta, DeltaKind, FinishReason, Json, Usage, UsageReport
+from broker.events import Delta, DeltaKind, FinishReason, Json, Part, Usage, UsageReport
 from broker.generation import Request
 from worker.providers import classify, wire
 from worker.providers.base import Call, Finish, ProviderEvent
+from worker.providers.sdk import SdkProvider
+from worker.providers.seam import Seam, given_back
 
 #: Sent as `max_tokens` where the request gives no `max_output_tokens`.
 DEFAULT_MAX_TOKENS: Final = 4096
@@ -47,54 +51,54 @@ _FINISH_REASONS: Final = {
 }
 
 
-class AnthropicProvider:
-    """`name` is as requests say it. A client given by the caller stays the caller's to close."""
+class AnthropicProvider(SdkProvider[anthropic.AsyncAnthropic]):
+    """See `SdkProvider`."""
 
-    def __init__(self, *, client: anthropic.AsyncAnthropic | None = None, name: str = "anthropic") -> None:
-        self.name = name
-        self._client = None if client is None else client.with_options(max_retries=0)
-        self._owned: anthropic.AsyncAnthropic | None = None
+    def __init__(
+        self,
+        *,
+        client: anthropic.AsyncAnthropic | None = None,
+        name: str = "anthropic",
+        continue_models: Sequence[str] = (),
+    ) -> None:
+        super().__init__(name=name, client=client, continue_models=continue_models)
 
     def can_continue(self, request: Request) -> bool:
-        """Never: whether a model goes on from a partial answer cannot be known from its name."""
-        return False
+        """Not while the model thinks: then the wire takes no beginning of an answer."""
+        thinking = request.provider_options.get("thinking")
+        thinks = isinstance(thinking, dict) and thinking.get("type") != "disabled"
+        return not thinks and super().can_continue(request)
 
     def stream(self, call: Call) -> AsyncGenerator[ProviderEvent, None]:
-        """See `Provider.stream`. The worker owns retries; the SDK makes none."""
+        """See `Provider.stream`."""
 
         def connect() -> AbstractAsyncContextManager[wire.Response]:
             create = self._connected().messages.with_streaming_response.create
-            return create(**create_arguments(call.request))
+            return create(**create_arguments(call))
 
-        return wire.relay(
-            connect, EventMapper(self.name), provider=self.name, meter=call.meter, auth_errors=_AUTH_ERRORS
-        )
+        mapper: wire.Mapper = EventMapper(self.name)
+        if call.partial:
+            mapper = Seam(mapper, call.partial, echo=False)
+        return wire.relay(connect, mapper, provider=self.name, meter=call.meter, auth_errors=_AUTH_ERRORS)
 
-    async def abandon(self, token: Json) -> None:
-        """There are no marks."""
-
-    async def aclose(self) -> None:
-        """See `Provider.aclose`."""
-        if self._owned is not None:
-            await self._owned.close()
-
-    def _connected(self) -> anthropic.AsyncAnthropic:
-        """Built at the first use: a worker that never asks Anthropic needs no key."""
-        if self._client is None:
-            self._client = self._owned = anthropic.AsyncAnthropic(max_retries=0)
-        return self._client
+    def _build(self) -> anthropic.AsyncAnthropic:
+        return anthropic.AsyncAnthropic(max_retries=0)
 
 
 _AUTH_ERRORS: Final = (anthropic.CredentialsError,)
+
+#: Content blocks that hold what the model thought, and are given back with their signature.
+_THINKING: Final = frozenset({"thinking", "redacted_thinking"})
 
 # --- request ---
 
 _TAKES: Final = frozenset(inspect.signature(anthropic.resources.AsyncMessages.create).parameters)
 
 
-def create_arguments(request: Request) -> Json:
+def create_arguments(call: Call) -> Json:
     """The keyword arguments of the SDK's `create`."""
-    system, messages = _conversation(request.messages)
+    request = call.request
+    system, messages = _conversation(given_back(request.messages, call.partial))
     fields = {
         "system": system,
         "stop_sequences": request.stop,
@@ -124,22 +128,32 @@ def _conversation(messages: list[Json]) -> tuple[str | list[Json] | None, list[J
             system.append(content)
             continue
         if role == "tool":
-            block = {"type": "tool_result", "tool_use_id": message.get("tool_call_id"), "content": _content(content)}
             if results is None:
                 results = []
                 turns.append({"role": "user", "content": results})
-            results.append(block)
+            results.append(_tool_result(message))
         elif role == "user" and results is not None:
             results += _blocks(content)
-        elif message.get("tool_calls"):
-            results = None
-            turns.append({"role": role, "content": _blocks(content) + _tool_uses(message, number)})
         else:
             results = None
-            turns.append({"role": role, "content": _content(content)})
+            turns.append({"role": role, "content": _turn(message, number)})
     if all(isinstance(content, str) for content in system):
         return "\n\n".join(system) or None, turns
     return [block for content in system for block in _blocks(content)], turns
+
+
+def _turn(message: Json, number: int) -> Any:
+    reasoning, content = wire.split_reasoning(message.get("content"))
+    thinking = [part for part in reasoning if part["type"] in _THINKING]
+    if not message.get("tool_calls") and not thinking:
+        return _content(content) or "" if reasoning else _content(content)
+    return thinking + _blocks(content) + _tool_uses(message, number)
+
+
+def _tool_result(message: Json) -> Json:
+    content = _content(message.get("content"))
+    block: Json = {"type": "tool_result", "tool_use_id": message.get("tool_call_id"), "content": content}
+    return block | ({"is_error": True} if message.get("is_error") else {})
 
 
 def _content(content: Any) -> Any:
@@ -154,24 +168,35 @@ def _blocks(content: Any) -> list[Json]:
 
 
 def _part(part: Any) -> Any:
-    if not isinstance(part, dict) or part.get("type") != "image_url":
-        return part
-    image = part.get("image_url")
-    url = image.get("url") if isinstance(image, dict) else image
-    if not isinstance(url, str):
-        raise classify.invalid_request("messages: an image_url part has no url")
+    match part:
+        case {"type": "image_url"}:
+            image = part.get("image_url")
+            url = image.get("url") if isinstance(image, dict) else image
+            if not isinstance(url, str):
+                raise classify.invalid_request("messages: an image_url part has no url")
+            return {"type": "image", "source": _source(url)}
+        case {"type": "file", "file": dict(file)}:
+            title = {"title": file["filename"]} if file.get("filename") else {}
+            if isinstance(data := file.get("file_data"), str):
+                return {"type": "document", "source": _source(data)} | title
+            return {"type": "document", "source": {"type": "file", "file_id": file.get("file_id")}} | title
+        case _:
+            return part
+
+
+def _source(url: str) -> Json:
     if not url.startswith("data:"):
-        return {"type": "image", "source": {"type": "url", "url": url}}
+        return {"type": "url", "url": url}
     head, _, data = url.removeprefix("data:").partition(",")
-    media_type, _, encoding = head.partition(";")
-    if encoding != "base64":
-        raise classify.invalid_request("messages: a data: URL of an image must be base64")
-    return {"type": "image", "source": {"type": "base64", "media_type": media_type, "data": data}}
+    media_type, *parameters = head.split(";")
+    if "base64" not in parameters:
+        raise classify.invalid_request("messages: a data: URL of an image or a file must be base64")
+    return {"type": "base64", "media_type": media_type, "data": data}
 
 
 def _tool_uses(message: Json, number: int) -> list[Json]:
     uses: list[Json] = []
-    for position, call in enumerate(message["tool_calls"]):
+    for position, call in enumerate(message.get("tool_calls") or ()):
         function = call.get("function") or {}
         try:
             arguments = orjson.loads(function.get("arguments") or "{}")
@@ -215,6 +240,8 @@ class EventMapper:
         self._provider = provider
         self._frames = wire.Frames()
         self._calls = wire.ToolCalls(self._frames)
+        self._thought: list[str] = []  # of the thinking block under way
+        self._signature = ""
         self._stop_reason: str | None = None
         self._usage: Json = {}
 
@@ -230,7 +257,7 @@ class EventMapper:
             case "content_block_start":
                 return self._start(event["index"], event["content_block"])
             case "content_block_stop":
-                return self._calls.done(event["index"]) if event["index"] in self._calls else self._frames.deltas()
+                return self._stop(event["index"])
             case "message_delta":
                 self._stop_reason = event["delta"].get("stop_reason") or self._stop_reason
                 return self._count(event.get("usage"))
@@ -251,10 +278,15 @@ class EventMapper:
             case "text_delta":
                 return self._text(DeltaKind.TEXT, delta["text"])
             case "thinking_delta":
-                return self._text(DeltaKind.REASONING, delta["thinking"])
+                return self._think(delta["thinking"])
+            case "signature_delta":
+                self._signature += delta["signature"]
+                return ()
+            case "citations_delta":
+                return (wire.part("citation", delta["citation"]),)
             case "input_json_delta" if index in self._calls:
                 return self._calls.add(index, arguments=delta["partial_json"])
-            case _:  # signatures and citations are not text; input of the provider's own tools is not ours
+            case _:  # input of the provider's own tools is not ours
                 return ()
 
     def _text(self, kind: DeltaKind, text: str) -> Sequence[ProviderEvent]:
@@ -266,14 +298,37 @@ class EventMapper:
     def _start(self, index: int, block: Mapping[str, Any]) -> Sequence[ProviderEvent]:
         match block["type"]:
             case "text":
-                return self._text(DeltaKind.TEXT, block.get("text") or "")
+                sources = [wire.part("citation", citation) for citation in block.get("citations") or ()]
+                return (*self._text(DeltaKind.TEXT, block.get("text") or ""), *sources)
             case "thinking":
-                return self._text(DeltaKind.REASONING, block.get("thinking") or "")
+                self._thought, self._signature = [], block.get("signature") or ""
+                return self._think(block.get("thinking") or "")
+            case "redacted_thinking":
+                return (Part(type="reasoning", data={"type": "redacted_thinking", "data": block["data"]}),)
             case "tool_use":
                 given = orjson.dumps(block["input"]).decode() if block.get("input") else ""
                 return self._calls.add(index, id=block["id"], name=block["name"], whole=given)
             case _:
                 return ()
+
+    def _think(self, text: str) -> Sequence[ProviderEvent]:
+        events = self._text(DeltaKind.REASONING, text)
+        self._thought += [event.text for event in events if isinstance(event, Delta)]
+        return events
+
+    def _stop(self, index: int) -> Sequence[ProviderEvent]:
+        """The end of a block. A thinking block without its signature could not be given back, so it is no part."""
+        if index in self._calls:
+            return self._calls.done(index)
+        rest = self._frames.deltas()
+        if not self._signature:
+            return rest
+        self._thought += [
+            event.text for event in rest if isinstance(event, Delta) and event.kind is DeltaKind.REASONING
+        ]
+        block = {"type": "thinking", "thinking": "".join(self._thought), "signature": self._signature}
+        self._thought, self._signature = [], ""
+        return (*rest, Part(type="reasoning", data=block))
 
     def _count(self, usage: Json | None) -> Sequence[ProviderEvent]:
         """Counts are cumulative, and a later event may leave out what an earlier one said."""

@@ -10,7 +10,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from broker.events import Delta, FinishReason, Json, Part, ToolCall, ToolCallDone, Usage, UsageReport
+from broker.errors import ProviderError
+from broker.events import Delta, FailureCode, FinishReason, Json, Part, ToolCall, ToolCallDone, Usage, UsageReport
 from broker.generation import Request
 
 
@@ -57,6 +58,14 @@ class Finish:
 ProviderEvent = Delta | ToolCall | ToolCallDone | Part | UsageReport | Mark | Finish
 
 
+class ResumeImpossible(ProviderError):
+    """The provider does not know, or does not know any more, what `Call.resume` names. Raised before the first event.
+    Cure: the same call without `resume`, behind a `reset` if anything was shown."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(FailureCode.UPSTREAM_INCOMPLETE, message, retryable=True)
+
+
 class Provider(Protocol):
     """One way to a model."""
 
@@ -74,8 +83,9 @@ class Provider(Protocol):
         """Ask, and yield what comes, in order, without delay.
 
         Ends after `Finish`, or raises `ProviderError` (nothing else). A wire that ends without its terminal
-        marker raises `upstream_incomplete`. Closing the generator closes the connection at once. The consumer
-        may pause between items for as long as it likes: reading then stops (backpressure), nothing is dropped.
+        marker raises `upstream_incomplete`; a `Call.resume` that leads nowhere, `ResumeImpossible`. Closing the
+        generator closes the connection at once. The consumer may pause between items for as long as it likes: reading
+        then stops (backpressure), nothing is dropped.
         """
         ...
 

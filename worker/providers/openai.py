@@ -11,7 +11,10 @@ Deliberate oddities:
 - `max_output_tokens` is `max_completion_tokens` for OpenAI itself, whose newer models refuse the old name, and
   `max_tokens` for everybody else, many of whom ignore the new one without a word. `provider_options` may give either.
 - `stop` with tool calls is `tool_calls`: that is what OpenAI sends when `tool_choice` forced the call.
-- Reasoning is not part of the official wire; `reasoning_content` and `reasoning` are what others call it.
+- Reasoning is not part of the official wire; `reasoning_content` and `reasoning` are what others call it. Some also
+  send `reasoning_details`, which they want back with the next turn: a `Part` at the end. It names this provider, for no
+  other server of this wire could read it.
+- Messages go as they came, but for what chat completions do not know: reasoning of other wires, and `is_error`.
 """
 
 from __future__ import annotations
@@ -19,15 +22,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 import openai
 import orjson
 
-from broker.events import Delta, DeltaKind, FinishReason, Json, Usage, UsageReport
-from broker.generation import Request
+from broker.events import Delta, DeltaKind, FinishReason, Json, Part, Usage, UsageReport
 from worker.providers import classify, wire
 from worker.providers.base import Call, Finish, ProviderEvent
+from worker.providers.sdk import SdkProvider
+from worker.providers.seam import Seam, given_back
 
 _FINISH_REASONS: Final = {
     "stop": FinishReason.STOP,
@@ -41,45 +46,51 @@ _FINISH_REASONS: Final = {
     "safety": FinishReason.CONTENT_FILTER,
 }
 
+#: Kinds of `reasoning_details` that come in pieces, and the field of each that holds text.
+_PIECES: Final = {"reasoning.text": "text", "reasoning.summary": "summary"}
 
-class OpenAIProvider:
-    """`name` is as requests say it. A client given by the caller stays the caller's to close."""
 
-    def __init__(self, *, client: openai.AsyncOpenAI | None = None, name: str = "openai") -> None:
-        self.name = name
-        self._client = None if client is None else client.with_options(max_retries=0)
-        self._owned: openai.AsyncOpenAI | None = None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quirks:
+    """Where a server that speaks this wire differs. The defaults are right for most."""
 
-    def can_continue(self, request: Request) -> bool:
-        """Never: whether a model goes on from a partial answer cannot be known from its name."""
-        return False
+    max_tokens_field: str | None = None  # what `max_output_tokens` is called; None: by the host
+    stream_usage: bool = True  # it takes `stream_options`
+    continue_style: Literal["vllm", "prefill", "prefix"] | None = None  # how it is made to go on from a text
+
+
+class OpenAIProvider(SdkProvider[openai.AsyncOpenAI]):
+    """See `SdkProvider`. Without `quirks` that say how, no model can go on from a text."""
+
+    def __init__(
+        self,
+        *,
+        client: openai.AsyncOpenAI | None = None,
+        name: str = "openai",
+        continue_models: Sequence[str] = (),
+        quirks: Quirks = Quirks(),
+    ) -> None:
+        super().__init__(name=name, client=client, continue_models=continue_models if quirks.continue_style else ())
+        self._quirks = quirks
 
     def stream(self, call: Call) -> AsyncGenerator[ProviderEvent, None]:
-        """See `Provider.stream`. The worker owns retries; the SDK makes none."""
+        """See `Provider.stream`."""
 
         def connect() -> AbstractAsyncContextManager[wire.Response]:
             client = self._connected()
             create = client.chat.completions.with_streaming_response.create
-            return create(**create_arguments(call.request, host=client.base_url.host))
+            return create(**create_arguments(call, host=client.base_url.host, provider=self.name, quirks=self._quirks))
 
-        return wire.relay(connect, ChunkMapper(self.name), provider=self.name, meter=call.meter, auth_errors=())
+        mapper: wire.Mapper = ChunkMapper(self.name)
+        if call.partial:
+            mapper = Seam(mapper, call.partial, echo=self._quirks.continue_style == "prefix")
+        return wire.relay(connect, mapper, provider=self.name, meter=call.meter)
 
-    async def abandon(self, token: Json) -> None:
-        """There are no marks."""
-
-    async def aclose(self) -> None:
-        """See `Provider.aclose`."""
-        if self._owned is not None:
-            await self._owned.close()
-
-    def _connected(self) -> openai.AsyncOpenAI:
-        """Built at the first use: a worker that never asks OpenAI needs no key."""
-        if self._client is None:
-            try:
-                self._client = self._owned = openai.AsyncOpenAI(max_retries=0)
-            except openai.OpenAIError:
-                raise classify.no_credentials(self.name) from None
-        return self._client
+    def _build(self) -> openai.AsyncOpenAI:
+        try:
+            return openai.AsyncOpenAI(max_retries=0)
+        except openai.OpenAIError:
+            raise classify.no_credentials(self.name) from None
 
 
 # --- request ---
@@ -87,10 +98,11 @@ class OpenAIProvider:
 _TAKES: Final = frozenset(inspect.signature(openai.resources.chat.AsyncCompletions.create).parameters)
 
 
-def create_arguments(request: Request, *, host: str) -> Json:
-    """The keyword arguments of the SDK's `create`. Messages and tools have this wire's shape: they go as they are."""
+def create_arguments(call: Call, *, host: str, provider: str = "openai", quirks: Quirks = Quirks()) -> Json:
+    """The keyword arguments of the SDK's `create`. Messages and tools have this wire's shape."""
+    request = call.request
     official = f".{host}".endswith(".api.openai.com")
-    limit = "max_completion_tokens" if official else "max_tokens"
+    limit = quirks.max_tokens_field or ("max_completion_tokens" if official else "max_tokens")
     if request.provider_options.keys() & {"max_tokens", "max_completion_tokens"}:
         limit = ""
     fields = {
@@ -100,19 +112,40 @@ def create_arguments(request: Request, *, host: str) -> Json:
         "stop": request.stop,
         "tools": request.tools,
         "tool_choice": request.tool_choice,
+        "stream_options": {"include_usage": True} if quirks.stream_usage else None,
     }
-    arguments: Json = {
-        "model": request.model,
-        "messages": request.messages,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
+    messages = [_message(message, provider) for message in request.messages]
+    arguments: Json = {"model": request.model, "messages": messages, "stream": True}
+    if call.partial:
+        arguments |= _continuation(messages, call.partial, quirks)
     arguments |= {name: value for name, value in fields.items() if name and value is not None}
-    arguments = wire.with_options(arguments, request.provider_options, takes=_TAKES)
-    for place in (arguments, arguments.get("extra_body", {})):
-        if place.get("n") not in {None, 1}:
-            raise classify.invalid_request("provider_options.n: a generation is one answer, so it can only be 1")
-    return arguments
+    return wire.with_options(arguments, request.provider_options, takes=_TAKES)
+
+
+def _continuation(messages: list[Json], partial: str, quirks: Quirks) -> Json:
+    """The arguments that make the server go on from `partial`."""
+    mark = {"prefix": True} if quirks.continue_style == "prefix" else {}
+    longer = given_back(messages, partial, **mark)
+    if quirks.continue_style != "vllm" or longer is messages:
+        return {"messages": longer}
+    return {"messages": longer, "extra_body": {"continue_final_message": True, "add_generation_prompt": False}}
+
+
+def _message(message: Json, provider: str) -> Json:
+    """A message as it came, unless it holds reasoning or says that a tool failed."""
+    reasoning, content = wire.split_reasoning(message.get("content"))
+    if not reasoning and "is_error" not in message:
+        return message
+    kept = {name: value for name, value in message.items() if name != "is_error"}
+    if not reasoning:
+        return kept
+    own = [part for part in reasoning if part["type"] == "reasoning_details" and part.get("provider") == provider]
+    if details := [detail for part in own for detail in part.get("reasoning_details") or ()]:
+        kept["reasoning_details"] = details
+    texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+    if len(texts) == len(content):  # many servers take an assistant's content as plain text only
+        content = "".join(map(str, texts))
+    return kept | {"content": content or (None if message.get("tool_calls") else "")}
 
 
 # --- stream ---
@@ -127,6 +160,7 @@ class ChunkMapper:
         self._frames = wire.Frames()
         self._calls = wire.ToolCalls(self._frames)
         self._call_key: object = None  # of the last fragment
+        self._details: list[Json] = []  # the reasoning that the server wants back
         self._finish_reason: str | None = None
         self._usage: Usage | None = None
 
@@ -156,7 +190,11 @@ class ChunkMapper:
         if self._finish_reason == "error":  # a gateway's way to say that its provider broke
             raise classify.error_object({}, provider=self._provider)
         self.finished = True
-        events = [*self._frames.deltas(), *self._calls.done_all()]
+        events = self._frames.deltas()
+        if self._details:
+            data = {"type": "reasoning_details", "provider": self._provider, "reasoning_details": self._details}
+            events.append(Part(type="reasoning", data=data))
+        events += self._calls.done_all()
         if self._usage is not None:
             events.append(UsageReport(usage=self._usage))
         reason = _FINISH_REASONS.get(self._finish_reason.lower(), FinishReason.STOP)
@@ -166,6 +204,10 @@ class ChunkMapper:
         return events
 
     def _delta(self, delta: Mapping[str, Any], events: list[ProviderEvent]) -> None:
+        if len(delta) == 1 and isinstance(content := delta.get("content"), str):  # most of them
+            if content := self._frames.text(DeltaKind.TEXT, content):
+                events.append(Delta(text=content))
+            return
         if reasoning := delta.get("reasoning_content") or delta.get("reasoning"):
             self._text(DeltaKind.REASONING, reasoning, events)
         if content := delta.get("content"):
@@ -176,6 +218,10 @@ class ChunkMapper:
                 self._text(DeltaKind.TEXT, content, events)
         if refusal := delta.get("refusal"):
             self._text(DeltaKind.REFUSAL, refusal, events)
+        for annotation in delta.get("annotations") or ():
+            events.append(wire.part("citation", annotation))
+        for detail in delta.get("reasoning_details") or ():
+            self._detail(detail)
         for fragment in delta.get("tool_calls") or ():
             self._fragment(fragment, events)
         if function := delta.get("function_call"):  # the deprecated single call
@@ -195,6 +241,17 @@ class ChunkMapper:
             raise TypeError(kind)
         if text := self._frames.text(kind, text):
             events.append(Delta(text=text, kind=kind))
+
+    def _detail(self, detail: Mapping[str, Any]) -> None:
+        """One piece of `reasoning_details`; pieces of one text are joined, all else is kept as it came."""
+        piece = dict(detail)
+        last = self._details[-1] if self._details else {}
+        key = _PIECES.get(piece["type"])
+        if key is None or last.get("type") != piece["type"] or last.get("index") != piece.get("index"):
+            self._details.append(piece)
+            return
+        joined = (last.get(key) or "") + (piece.get(key) or "")
+        last |= {name: value for name, value in piece.items() if value is not None} | {key: joined}
 
     def _fragment(self, fragment: Mapping[str, Any], events: list[ProviderEvent]) -> None:
         function = fragment.get("function") or {}

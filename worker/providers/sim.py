@@ -4,7 +4,8 @@ Deterministic from `provider_options` (`SimOptions` says what each means): the s
 every machine and Python version, and `legato sim` prints it. It can be told to fail like the real ones do. Time
 follows an absolute schedule: a consumer that pauses gets what is overdue at once, as from a server's buffer.
 
-It does not look at `max_output_tokens` and the like: what it says is decided by its options alone.
+It does not look at `max_output_tokens` and the like: what it says is decided by its options, and with `turns` by how
+far the conversation has come.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import random
 from collections.abc import AsyncGenerator, Iterator
 from typing import Annotated, Final, Literal
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from broker.errors import ProviderError
-from broker.events import Delta, FailureCode, FinishReason, Json, Usage, UsageReport
+from broker.events import Delta, FailureCode, FinishReason, Json, ToolCall, ToolCallDone, Usage, UsageReport
 from broker.generation import Request
-from worker.providers.base import Call, Finish, ProviderEvent
+from worker.providers.base import Call, Finish, Mark, ProviderEvent, ResumeImpossible
 
 #: Tokens where the options give neither `text` nor `tokens`.
 DEFAULT_TOKENS: Final = 64
@@ -56,6 +58,27 @@ class SimFault(BaseModel):
     attempt: int | None = Field(default=None, ge=1)
 
 
+class SimToolCall(BaseModel):
+    """A call of a tool."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: str = Field(min_length=1)
+    #: An object, or text that is sent as it is (so that it may be no JSON).
+    arguments: Json | str = "{}"
+    #: `call_<turn>_<number>`, both from 0, where there is none.
+    id: str | None = Field(default=None, min_length=1)
+
+
+class SimTurn(BaseModel):
+    """What is said in one turn: text, then calls."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    text: str = ""
+    tool_calls: list[SimToolCall] = Field(default_factory=list)
+
+
 class SimOptions(BaseModel):
     """What `provider_options` may hold. Unknown names are refused."""
 
@@ -71,13 +94,18 @@ class SimOptions(BaseModel):
     #: Silence before the first chunk.
     first_token_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     chunk_chars: int | None = Field(default=None, ge=1)
+    #: Said instead of `text`, one for each request of a tool loop: the first, then one more for every turn of the
+    #: assistant with calls that stands behind the last message of the user. The last one is repeated.
+    turns: list[SimTurn] | None = Field(default=None, min_length=1)
+    #: Marks behind every chunk that no call is half-way at, and `Call.resume` goes on from one.
+    resumable: bool = False
     #: The first one due stops the attempt.
     faults: list[SimFault] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _one_source(self) -> SimOptions:
-        if self.text is not None and self.tokens is not None:
-            raise ValueError("text and tokens exclude one another")
+        if sum(source is not None for source in (self.text, self.tokens, self.turns)) > 1:
+            raise ValueError("text, tokens and turns exclude one another")
         return self
 
 
@@ -91,36 +119,44 @@ class SimProvider:
         return True
 
     async def stream(self, call: Call) -> AsyncGenerator[ProviderEvent, None]:
-        """The text the options ask for, then usage (chunks as output tokens, words as input tokens) and `Finish`.
+        """What the options ask for, then usage (chunks as output tokens, words as input tokens) and `Finish`.
 
-        Going on from a partial text, chunks that are in it are skipped, and cost no time; they count all the same.
+        Going on from a partial text, chunks that are in it are skipped, and cost no time; they count all the same. So
+        are those before a mark, whose token says how many they are.
         """
         options = _options(call.request.provider_options)
+        number, turn = _turn(options, call.request.messages)
         fault = _first_fault(options.faults, attempt=call.attempt)
         loop = asyncio.get_running_loop()
         start = loop.time() + options.first_token_ms / 1000
         interval = 1 / options.tokens_per_second if options.tokens_per_second else 0.0
-        count, shown = 0, len(call.partial)
-        for chunk in _chunks(options):
-            if shown >= len(chunk):
-                shown -= len(chunk)
+        count, marked = 0, _marked(call.resume)
+        shown = 0 if marked else len(call.partial)
+        for events in _chunks(options, number, turn):
+            text = events[0].text if isinstance(events[0], Delta) else ""
+            if count < marked or 0 < len(text) <= shown:
+                shown = max(0, shown - len(text))
                 start -= interval
             else:
                 await _until(start + count * interval, turn=count % _CHUNKS_PER_TURN == 0)
                 if fault is not None and count == fault.at_token:
                     await _fail(fault)
-                yield Delta(text=chunk[shown:])
+                for event in events:
+                    yield Delta(text=text[shown:]) if shown and text else event
                 shown = 0
+                if options.resumable and not isinstance(events[-1], ToolCall):
+                    yield Mark(token={"shown": count + 1})
             count += 1
         await _until(start, turn=True)
         if fault is not None and count == fault.at_token:
             await _fail(fault)
         usage = Usage(input_tokens=_count_words(call.request.messages), output_tokens=count)
         yield UsageReport(usage=usage)
-        yield Finish(finish_reason=FinishReason.STOP, usage=usage)
+        reason = FinishReason.TOOL_CALLS if turn is not None and turn.tool_calls else FinishReason.STOP
+        yield Finish(finish_reason=reason, usage=usage)
 
     async def abandon(self, token: Json) -> None:
-        """There are no marks."""
+        """Nothing goes on here without a reader."""
 
     async def aclose(self) -> None:
         """Nothing is held."""
@@ -162,17 +198,57 @@ def _options(options: Json) -> SimOptions:
         raise ProviderError(FailureCode.INVALID_REQUEST, "; ".join(problems)) from None
 
 
-def _chunks(options: SimOptions) -> Iterator[str]:
-    if options.text is not None:
-        text, size = options.text, options.chunk_chars or DEFAULT_CHUNK_CHARS
-    else:
-        tokens = DEFAULT_TOKENS if options.tokens is None else options.tokens
-        if options.chunk_chars is None:
-            yield from sim_tokens(tokens, options.seed)
-            return
-        text, size = sim_text(tokens, options.seed), options.chunk_chars
-    for start in range(0, len(text), size):
-        yield text[start : start + size]
+def _turn(options: SimOptions, messages: list[Json]) -> tuple[int, SimTurn | None]:
+    """The turn to say and its number; `None` where the options have no turns."""
+    if options.turns is None:
+        return 0, None
+    number = 0
+    for message in messages:
+        if message.get("role") == "user":
+            number = 0
+        elif message.get("role") == "assistant" and message.get("tool_calls"):
+            number += 1
+    return number, options.turns[min(number, len(options.turns) - 1)]
+
+
+def _marked(token: Json | None) -> int:
+    """Chunks before a mark."""
+    match token:
+        case None:
+            return 0
+        case {"shown": int(count)} if count >= 0:
+            return count
+        case _:
+            raise ResumeImpossible("sim has set no such mark")
+
+
+def _chunks(options: SimOptions, number: int, turn: SimTurn | None) -> Iterator[tuple[ProviderEvent, ...]]:
+    """What is said, as it comes: the text's pieces, then the fragments of each call, the last one with its end."""
+    for text in _texts(options, turn):
+        yield (Delta(text=text),)
+    for index, call in enumerate(turn.tool_calls if turn is not None else ()):
+        whole = call.arguments if isinstance(call.arguments, str) else orjson.dumps(call.arguments).decode()
+        call_id = call.id or f"call_{number}_{index}"
+        first, *others = [*_pieces(whole, options.chunk_chars or DEFAULT_CHUNK_CHARS)] or [""]
+        fragments = [ToolCall(index=index, arguments=first, id=call_id, name=call.name)]
+        fragments += [ToolCall(index=index, arguments=fragment) for fragment in others]
+        for fragment in fragments[:-1]:
+            yield (fragment,)
+        yield fragments[-1], ToolCallDone(index=index, id=call_id, name=call.name, arguments=whole)
+
+
+def _texts(options: SimOptions, turn: SimTurn | None) -> Iterator[str]:
+    text = options.text if turn is None else turn.text
+    if text is not None:
+        return _pieces(text, options.chunk_chars or DEFAULT_CHUNK_CHARS)
+    tokens = DEFAULT_TOKENS if options.tokens is None else options.tokens
+    if options.chunk_chars is None:
+        return sim_tokens(tokens, options.seed)
+    return _pieces(sim_text(tokens, options.seed), options.chunk_chars)
+
+
+def _pieces(text: str, size: int) -> Iterator[str]:
+    return (text[start : start + size] for start in range(0, len(text), size))
 
 
 def _first_fault(faults: list[SimFault], *, attempt: int) -> SimFault | None:

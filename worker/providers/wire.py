@@ -18,9 +18,9 @@ import httpx2
 import orjson
 
 from broker.errors import ProviderError
-from broker.events import Delta, DeltaKind, Json, ToolCall, ToolCallDone
+from broker.events import Delta, DeltaKind, Json, Part, ToolCall, ToolCallDone
 from worker.providers import classify
-from worker.providers.base import Meter, ProviderEvent
+from worker.providers.base import Mark, Meter, ProviderEvent
 from worker.sse import MAX_BYTES, SseReader
 
 #: After the terminal marker the body's own end usually follows in the same packet. Waiting this long for it keeps
@@ -30,6 +30,9 @@ DRAIN_SECONDS: Final = 0.1
 #: Not to be overridden by `provider_options`: the request itself says them, or the worker depends on them.
 RESERVED_OPTIONS: Final = ("messages", "model", "stream")
 
+#: Content parts that give a model its reasoning back: two of Anthropic's, one of Responses, one of chat completions.
+#: Each wire knows its own; the others are left out, so that another provider can take the conversation over.
+_REASONING: Final = frozenset({"thinking", "redacted_thinking", "reasoning", "reasoning_details"})
 
 #: What a mapper runs into when a frame is not what its protocol says.
 _MALFORMED: Final = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
@@ -49,7 +52,10 @@ class Mapper(Protocol):
     protocol; so it may take JSON apart without asking first.
     """
 
-    finished: bool  # the terminal marker was seen; nothing follows
+    @property
+    def finished(self) -> bool:
+        """The terminal marker was seen; nothing follows."""
+        ...
 
     def feed(self, name: bytes | None, data: bytes) -> Sequence[ProviderEvent]:
         """The events of one frame. Raises `ProviderError` for an error the provider reports inside the stream."""
@@ -66,12 +72,14 @@ async def relay(
     *,
     provider: str,
     meter: Meter,
-    auth_errors: tuple[type[Exception], ...],
+    auth_errors: tuple[type[Exception], ...] = (),
+    mark: Callable[[], Json | None] | None = None,
     most_bytes: int = MAX_BYTES,
 ) -> AsyncGenerator[ProviderEvent, None]:
     """Everything a response says, as events; ends after `Finish`, or raises `ProviderError` and nothing else.
 
-    `auth_errors` are what the SDK raises when it cannot find or fetch credentials. Nothing is read ahead. Closing the
+    `auth_errors` are what the SDK raises when it cannot find or fetch credentials. `mark` is asked behind all that one
+    piece of body said: the token of a `Mark`, where one can be set there. Nothing is read ahead. Closing the
     generator closes the connection. Errors are raised `from None`: their causes hold requests and headers, and must
     not reach a traceback in a log.
     """
@@ -96,6 +104,8 @@ async def relay(
                         if mapper.finished:
                             await _drain(chunks)
                             return
+                    if mark is not None and (token := mark()) is not None:
+                        yield Mark(token=token)
                 try:
                     events = mapper.end()
                 except _MALFORMED:
@@ -141,6 +151,11 @@ class Frames:
         self._mend = False  # no frame so far held a half: texts need no look
         self._halves: dict[DeltaKind | int, str] = {}
 
+    @property
+    def whole(self) -> bool:
+        """No text waits for the other half of a character."""
+        return not self._halves
+
     def loads(self, data: bytes) -> Any:
         """The frame's JSON. Raises `ValueError` (or `RecursionError`) where it is none."""
         try:
@@ -178,12 +193,20 @@ class _Call:
 
 
 class ToolCalls:
-    """Tool calls under way. Their `index` counts the calls of the answer: 0, 1, 2 …, whatever the wire counts."""
+    """Tool calls under way. Their `index` counts the calls of the answer: 0, 1, 2 …, whatever the wire counts.
 
-    def __init__(self, frames: Frames) -> None:
+    `count` calls came before, where the stream goes on from a mark.
+    """
+
+    def __init__(self, frames: Frames, *, count: int = 0) -> None:
         self._frames = frames
         self._open: dict[object, _Call] = {}
-        self.count = 0
+        self.count = count
+
+    @property
+    def all_done(self) -> bool:
+        """No call is under way."""
+        return not self._open
 
     def __contains__(self, key: object) -> bool:
         return key in self._open
@@ -235,6 +258,27 @@ class ToolCalls:
         return [event for key in list(self._open) for event in self.done(key)]
 
 
+def part(type: str, data: object) -> Part:
+    """A part of the answer; `data` is the provider's own object."""
+    if not isinstance(data, dict):
+        raise TypeError(data)
+    return Part(type=type, data=data)
+
+
+def split_reasoning(content: Any) -> tuple[list[Json], Any]:
+    """The parts of an assistant's content that are reasoning, of whatever wire, and the content without them."""
+    if not isinstance(content, list):
+        return [], content
+    reasoning = [part for part in content if _is_reasoning(part)]
+    return reasoning, [part for part in content if not _is_reasoning(part)] if reasoning else content
+
+
+def _is_reasoning(part: Any) -> bool:
+    if not isinstance(part, dict) or part.get("type") not in _REASONING:
+        return False
+    return not isinstance(part.get("thinking"), list)  # those are parts of some servers of chat completions
+
+
 def with_options(arguments: Json, options: Json, *, takes: Collection[str]) -> Json:
     """`arguments` for the SDK's `create`, with `provider_options` laid over them.
 
@@ -248,6 +292,9 @@ def with_options(arguments: Json, options: Json, *, takes: Collection[str]) -> J
     for name in RESERVED_OPTIONS:
         if name in options or name in extra:
             raise classify.invalid_request(f"provider_options.{name}: cannot be set here")
+    for place in (options, extra):
+        if place.get("n") not in {None, 1}:
+            raise classify.invalid_request("provider_options.n: a generation is one answer, so it can only be 1")
     named = {name: value for name, value in options.items() if name in takes}
     other = {name: value for name, value in options.items() if name not in takes}
     body = arguments.get("extra_body", {}) | other | extra

@@ -1,0 +1,1 @@
+"""Tools that a worker runs between a model's turns."""
