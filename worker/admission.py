@@ -93,14 +93,14 @@ class Admission:
 
     async def give_up(self) -> None:
         """No turn is waited for any more: who stands behind must not wait for this one to ask again."""
-        provider, self._queued = self._queued, None
-        if provider is not None:
+        if (provider := self._queued) is not None:
             await until_available(lambda: self._throttle.settle(provider, self._holder, Outcome.NEUTRAL))
+            self._queued = None
 
     async def leave(self, how: ProviderError | Literal["whole", "stopped"], usage: Usage | None) -> None:
         """The call is over: it failed, its answer is whole, or it was stopped from here. Does nothing where none is
         under way."""
-        provider, self._provider = self._provider, None
+        provider = self._provider
         if provider is None:
             return
         match how:
@@ -115,6 +115,7 @@ class Admission:
         await until_available(
             lambda: self._throttle.settle(provider, self._holder, outcome, tokens=tokens, hold_ms=hold_ms)
         )
+        self._provider = None
 
 
 def _estimate(request: Request) -> int:

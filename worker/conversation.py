@@ -107,12 +107,13 @@ class Conversation:
         self._mark = None
 
     async def leave(self, how: ProviderError | Literal["whole", "stopped"]) -> None:
-        """The call is over, if one was under way."""
-        answer, self._answer = self._answer, None
+        """The call is over, if one was under way. May be repeated, where a cancel came in between."""
+        answer = self._answer
         usage = None if answer is None else answer.usage
-        self.facts.output_tokens += 0 if usage is None else usage.output_tokens
         await self.admission.leave(how, usage)
+        self._answer = None
         if answer is not None:
+            self.facts.output_tokens += 0 if usage is None else usage.output_tokens
             await self._purse.settle(None if usage is None else usage.output_tokens)
 
     async def abandon(self) -> None:

@@ -7,8 +7,8 @@ whether a connection was closed or reset. A `Reply` is what one request gets; it
         server.script(Reply.events(openai_stream("Hel", "lo"), piece_bytes=1))
         client = AsyncOpenAI(api_key="test", base_url=server.openai_url)
 
-Where many clients ask at once, `WireProvider(answer)` chooses each reply by its request. With `async with` it runs on the
-test's own loop, with a plain `with` in a thread, for tests that are not asynchronous.
+Where many clients ask at once, `WireProvider(answer)` chooses each reply by its request. With `async with` it runs on
+the test's own loop, with a plain `with` in a thread, for tests that are not asynchronous.
 
 `openai_stream`, `anthropic_stream` and `responses_stream` render answers to the bytes of each wire.
 """
@@ -105,8 +105,8 @@ class Received:
 
 
 class WireProvider:
-    """The server. Replies are played in the order they were given; a request too many gets a 500. With `answer` there is
-    no script: it says what a request gets. `port` 0 is any."""
+    """The server. Replies are played in the order they were given; a request too many gets a 500. With `answer` there
+    is no script: it says what a request gets. `port` 0 is any."""
 
     def __init__(self, answer: Callable[[Received], Reply] | None = None, *, port: int = 0) -> None:
         self.requests: list[Received] = []
