@@ -199,6 +199,8 @@ DELTA_FIELDS: Final[dict[bytes, DeltaKind]] = {
     b"r": DeltaKind.REASONING,
     b"f": DeltaKind.REFUSAL,
 }
+#: That of plain text.
+TEXT_FIELD: Final = b"d"
 _FIELD_OF_KIND: Final = {kind: field for field, kind in DELTA_FIELDS.items()}
 
 #: Entries with these field names end a log. The scripts hold the same list.
@@ -239,7 +241,7 @@ def encode(event: Event) -> Stored:
     """The log entry of an event. Lone surrogates (no UTF-8 for them) become U+FFFD."""
     match event:
         case Delta(text=text, kind=kind):
-            return Stored(_FIELD_OF_KIND[kind], _utf8(text))
+            return Stored(_FIELD_OF_KIND[kind], utf8(text))
         case Started(attempt=attempt, provider=provider, model=model):
             return _json(b"started", {"attempt": attempt, "provider": provider, "model": model})
         case ToolCall():
@@ -347,9 +349,9 @@ def _json(field: bytes, data: Json) -> Stored:
 def _clean(value: object) -> object:
     match value:
         case str():
-            return _utf8(value).decode()
+            return utf8(value).decode()
         case dict():
-            return {_utf8(str(key)).decode(): _clean(item) for key, item in value.items()}
+            return {utf8(str(key)).decode(): _clean(item) for key, item in value.items()}
         case list():
             return [_clean(item) for item in value]
         case int() if not -(2**63) <= value < 2**64:
@@ -358,7 +360,8 @@ def _clean(value: object) -> object:
             return value
 
 
-def _utf8(text: str) -> bytes:
+def utf8(text: str) -> bytes:
+    """`text` as UTF-8; a lone surrogate, for which there is none, becomes U+FFFD."""
     try:
         return text.encode()
     except UnicodeEncodeError:

@@ -13,12 +13,19 @@ from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
+from hypothesis import settings
 
 from broker.embedded import EmbeddedServer
 from tests.support.servers import Cluster, ExternalServer
 
 #: Names a server to test against, in place of the embedded one.
 REDIS_URL_VARIABLE = "LEGATO_TEST_REDIS_URL"
+
+
+#: Always the same examples, so that a run that passed passes again; `--hypothesis-profile=search` looks for new ones.
+settings.register_profile("same", derandomize=True, deadline=None, database=None)
+settings.register_profile("search", deadline=None)
+settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,10 @@ waited to be cut is shown all the same: nothing that the provider said and a che
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import regex
@@ -38,20 +39,13 @@ from worker.overlap import Overlap, UpstreamMark
 from worker.providers.base import Call, Finish, Mark, Provider
 from worker.providers.classify import scrub
 from worker.turns import Progress
+from worker.watch import Watch
 from worker.writer import UPSTREAM, Writer
 
 #: The default delivery: text is logged as the provider cut it.
 _AS_IT_COMES: Final = Delivery()
 
 _CLUSTER: Final = regex.compile(r"\X")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deadlines:
-    """`end` of the whole generation, by the loop's clock; the longest silence of the provider, in seconds."""
-
-    end: float
-    stall_seconds: float
 
 
 class Answer:
@@ -86,55 +80,56 @@ class Answer:
         self._most = request.max_output_characters
         self._flush_ms = request.delivery.flush_ms
         self._flushing: asyncio.TimerHandle | None = None
-        self._deadline: asyncio.Timeout | None = None
+        self._watch: Watch | None = None
         self._full = False
         self._primed = 0  # characters that the checks hold and that were shown before
 
-    async def read(
-        self, provider: Provider, call: Call, deadlines: Deadlines, *, overlap: Overlap | None
-    ) -> FinishReason:
+    async def read(self, provider: Provider, call: Call, watch: Watch, *, overlap: Overlap | None) -> FinishReason:
         """Have the provider asked, and log what it says; why it ended. Raises `ProviderError`. Time that the store
         keeps us waiting is no silence of the provider's."""
-        loop = asyncio.get_running_loop()
-        writer, counts, stall = self._writer, self._purse.counts, deadlines.stall_seconds
+        writer, facts, counts = self._writer, self._facts, self._purse.counts
+        plainly = self._pipeline is None and self._cutter is None and self._most is None
+        self._watch = watch
         try:
-            async with (
-                aclosing(provider.stream(call)) as events,
-                asyncio.timeout_at(min(deadlines.end, loop.time() + stall)) as deadline,
-            ):
-                self._deadline = deadline
+            async with aclosing(provider.stream(call)) as events, watch:
                 async for given in events:
+                    watch.last = now = time.monotonic()
                     event = given if overlap is None else overlap.rest_of(given)
-                    match event:
-                        case Delta(text=text, kind=DeltaKind.TEXT):
-                            self._facts.shown()
-                            self._text(text)
-                        case None:
-                            pass
-                        case Finish():
-                            self._end_of_text()
-                            self._use(event.usage)
-                            self.whole = True
-                            return event.finish_reason
-                        case Mark(token=token):
-                            self._mark(provider, token)
-                        case UsageReport(usage=usage):
-                            self._use(usage)
-                        case _:
-                            self._facts.shown()
+                    # Nearly every event is a piece of text that goes to the log as it is: it is looked at first, and
+                    # without a pattern.
+                    if type(event) is Delta:
+                        if now - facts.last_at > facts.longest_gap:
+                            facts.saw(now)
+                        facts.last_at = now
+                        if event.kind is not DeltaKind.TEXT:
                             self._pass_on(event)
-                    if counts and isinstance(event, Delta):
-                        await self._purse.count()
-                    if not writer.has_room:
-                        deadline.reschedule(deadlines.end)
-                        await writer.room()
-                    deadline.reschedule(min(deadlines.end, loop.time() + stall))
+                        elif plainly:
+                            writer.add_text(event.text)
+                        else:
+                            self._text(event.text)
+                        if counts:
+                            await self._purse.count()
+                    elif isinstance(event, Finish):
+                        self._end_of_text()
+                        self._use(event.usage)
+                        self.whole = True
+                        return event.finish_reason
+                    elif isinstance(event, Mark):
+                        self._mark(provider, event.token)
+                    elif isinstance(event, UsageReport):
+                        self._use(event.usage)
+                    elif event is not None:
+                        facts.saw(now)
+                        self._pass_on(event)
+                    if writer.is_full:
+                        with watch.paused():
+                            await writer.room()
         except TimeoutError as exc:
             if self._full:
                 return FinishReason.LENGTH
-            if loop.time() >= deadlines.end:
+            if time.monotonic() >= watch.end:
                 raise ProviderError(FailureCode.TIMEOUT, "the generation took longer than it may") from exc
-            silence = f"the provider was silent for {stall:g} s"
+            silence = f"the provider was silent for {watch.stall_seconds:g} s"
             raise ProviderError(FailureCode.STALLED, silence, retryable=True) from exc
         except _Full:
             return FinishReason.LENGTH
@@ -233,8 +228,8 @@ class Answer:
                 self._show(piece)
         except _Full:
             self._full = True
-            if self._deadline is not None:
-                self._deadline.reschedule(asyncio.get_running_loop().time())
+            if self._watch is not None:
+                self._watch.expire()
 
 
 class _Full(Exception):

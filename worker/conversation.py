@@ -13,6 +13,7 @@ All it needs to know of the past it reads from the log; it keeps no second accou
 from __future__ import annotations
 
 import asyncio
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from broker.generation import Recovery, Request, Target, ToolMode
 from broker.lease import Lease
 from broker.position import Position
 from worker.admission import BEFORE_FALLBACK_MS, IN_PLACE_MS, Admission
-from worker.answer import Answer, Deadlines
+from worker.answer import Answer
 from worker.facts import Facts
 from worker.filters.base import FilterDefect
 from worker.filters.pipeline import Pipeline
@@ -39,6 +40,7 @@ from worker.providers.base import Call, Provider
 from worker.providers.classify import scrub
 from worker.rounds import run_tools, take_results
 from worker.turns import Progress, progress
+from worker.watch import Watch
 from worker.writer import Writer
 
 _log = structlog.get_logger("legato.worker")
@@ -69,12 +71,12 @@ class Conversation:
         self._mark = UpstreamMark.decode(lease.upstream) if lease.upstream else None
         self._answer: Answer | None = None  # of a call that has not been left
         timeout = self._request.timeout_seconds or means.settings.timeout_seconds
-        self._end = asyncio.get_running_loop().time() + timeout - lease.running_ms / 1000
+        self._end = time.monotonic() + timeout - lease.running_ms / 1000
 
     @property
     def seconds_left(self) -> float:
         """What the generation still has of its time."""
-        return self._end - asyncio.get_running_loop().time()
+        return self._end - time.monotonic()
 
     def progress(self) -> Progress:
         """What the log holds, as turns."""
@@ -203,9 +205,9 @@ class Conversation:
         meter, token = self.facts.asked(), None if mark is None else mark.token
         call = Call(request, attempt=self._lease.attempt, partial=partial, resume=token, meter=meter)
         stall = self._request.stall_seconds or self._means.settings.stall_seconds
-        deadlines = Deadlines(end=self._end, stall_seconds=stall)
+        watch = Watch(end=self._end, stall_seconds=stall)
         try:
-            finish = await answer.read(provider, call, deadlines, overlap=overlap)
+            finish = await answer.read(provider, call, watch, overlap=overlap)
         finally:
             if answer.whole:
                 self._mark = None

@@ -45,14 +45,12 @@ class Facts:
         self.meters.append(Meter())
         return self.meters[-1]
 
-    def shown(self) -> None:
-        """Something of the answer came."""
-        now = time.monotonic()
-        if self.first_at is None:
+    def saw(self, now: float) -> None:
+        """Something of the answer came. Of what comes sooner than after the longest gap, only `last_at` need be set."""
+        if self.last_at:
+            self.longest_gap = max(self.longest_gap, now - self.last_at)
+        elif self.first_at is None:
             self.first_at = now
-        elif self.last_at:
-            gap = now - self.last_at
-            self.longest_gap = max(self.longest_gap, gap)
         self.last_at = now
 
     def as_json(self, usage: Usage | None, price: Price | None) -> Json:

@@ -7,6 +7,7 @@ that has finished never runs again, and of one that may have run and whose resul
 from __future__ import annotations
 
 import asyncio
+import time
 
 from broker.calls import CallResult
 from broker.errors import ProviderError
@@ -22,7 +23,7 @@ async def run_tools(turn: Turn, writer: Writer, tools: Tools, *, tool_seconds: f
     """Run what the turn called and has no result yet, all at once, and log the results.
 
     A tool's failure is a result, for the model to see. Raises `ProviderError`: `tool_error` where a tool was started
-    by a worker that was lost and may not run twice, `timeout` at `end` (of the generation, by the loop's clock).
+    by a worker that was lost and may not run twice, `timeout` at `end` (of the generation, by `time.monotonic`).
     """
     calls = turn.open_calls
     for call in calls:
@@ -40,7 +41,7 @@ async def run_tools(turn: Turn, writer: Writer, tools: Tools, *, tool_seconds: f
         writer.add(ToolResult(id=call.id, name=call.name, content=outcome.content, is_error=outcome.is_error))
 
     try:
-        async with asyncio.timeout_at(end), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(max(0.0, end - time.monotonic())), asyncio.TaskGroup() as group:
             for call in calls:
                 group.create_task(run(call), name=f"tool {call.name} {writer.lease.generation}")
     except TimeoutError as exc:

@@ -23,7 +23,7 @@ from broker import errors
 from broker import log as answers
 from broker.backoff import Backoff, until_available
 from broker.errors import GenerationExpired, GenerationUnknown, StoreUnavailable
-from broker.events import Cancelled, CancelReason, Completed, Entry, Event, Reset, decode, encode
+from broker.events import TEXT_FIELD, Cancelled, CancelReason, Completed, Entry, Event, Reset, decode, encode, utf8
 from broker.lease import Ended, Lease, Leases, Missing, new_owner
 from broker.log import MAX_APPEND_BYTES, MAX_APPEND_EVENTS, Log
 from broker.position import BEGINNING, Position
@@ -79,6 +79,9 @@ class Writer:
         self._on_cancel = on_cancel
         self._entries = list(inherited)
         self._stored = len(inherited)
+        self.is_full = False  # the provider may not be read on
+        self._suffix = f"-{lease.epoch}"  # of the positions given now
+        self._full_at = self._stored + _ROOM_EVENTS
         self._waiting_bytes = 0
         self._notes: dict[str, _Note] = {}
         self._lost: errors.LeaseLost | None = None
@@ -100,16 +103,20 @@ class Writer:
         """About what this writer's log and request take in memory."""
         return len(self.lease.request.encode()) + sum(_ENTRY_BYTES + len(entry.payload) for entry in self._entries)
 
-    @property
-    def has_room(self) -> bool:
-        """Whether the provider may be read on."""
-        return len(self._entries) - self._stored < _ROOM_EVENTS and self._waiting_bytes < _ROOM_BYTES
-
     def add(self, event: Event) -> None:
         """Give the event its position, and have it stored soon."""
-        stored = encode(event)
-        self._entries.append(Entry(f"{len(self._entries) + 1}-{self.lease.epoch}", *stored))
-        self._waiting_bytes += len(stored.payload)
+        self._append_entry(*encode(event))
+
+    def add_text(self, text: str) -> None:
+        """`add` of a plain delta, which is most of what is ever added."""
+        self._append_entry(TEXT_FIELD, utf8(text))
+
+    def _append_entry(self, field: bytes, payload: bytes) -> None:
+        entries = self._entries
+        entries.append(Entry(f"{len(entries) + 1}{self._suffix}", field, payload))
+        self._waiting_bytes += len(payload)
+        if len(entries) >= self._full_at or self._waiting_bytes >= _ROOM_BYTES:
+            self.is_full = True
         self._added.set()
 
     def note(self, field: str, value: str) -> None:
@@ -119,7 +126,7 @@ class Writer:
 
     async def room(self) -> None:
         """Wait until the provider may be read on."""
-        while not self.has_room:
+        while self.is_full:
             self._progress.clear()
             await self._progress.wait()
 
@@ -237,6 +244,8 @@ class Writer:
     def _advance(self, stored: int) -> None:
         self._stored = stored
         self._waiting_bytes = sum(len(entry.payload) for entry in self._entries[stored:])
+        self._full_at = stored + _ROOM_EVENTS
+        self.is_full = len(self._entries) >= self._full_at or self._waiting_bytes >= _ROOM_BYTES
         self._progress.set()
 
     def _knows(self, position: str) -> bool:
@@ -290,6 +299,7 @@ class Writer:
         match answer:
             case Lease():
                 self.lease = answer
+                self._suffix = f"-{answer.epoch}"
                 self.cancel(answer.cancel)
             case Ended():
                 raise errors.Closed("the log has its end already")
