@@ -16,7 +16,7 @@ One generation, tag `{gen_…}` (broker.records, broker.lease, broker.log):
 
 Fields of a record, by who writes them (times in ms of the server's clock):
     create, rebuild  tenant provider model priority thread metadata max_attempts ttl_ms stub_ms grace_ms created_ms
-    claim            epoch owner lease history attempt charge state started_ms head
+    claim            epoch owner lease history attempt charge overdue state started_ms head
     append, cancel   head; at the end state ended_ms failure; with events of a worker: upstream (a provider's mark),
                      pending (ids of the calls that the client runs), timings (at the end)
     pause            owner lease charge tools_until state

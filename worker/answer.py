@@ -75,8 +75,7 @@ class Answer:
         self._pipeline = pipeline
         self._cutter = None if request.delivery == _AS_IT_COMES else Cutter(request.delivery)
         self._first_index = found.calls
-        self._known_calls = found.call_ids
-        self._ids: dict[str, str] = {}
+        self._ids = {call.index: call.id for turn in found.turns for call in turn.calls} | found.begun_calls
         self._most = request.max_output_characters
         self._flush_ms = request.delivery.flush_ms
         self._flushing: asyncio.TimerHandle | None = None
@@ -178,17 +177,22 @@ class Answer:
         if self._cutter is not None:
             self._flush()
         match event:
-            case ToolCall():
-                event = replace(event, index=event.index + self._first_index, id=event.id and self._id_of(event.id))
-            case ToolCallDone():
-                event = replace(event, index=event.index + self._first_index, id=self._id_of(event.id))
+            case ToolCall(index=index, id=call):
+                index += self._first_index
+                event = replace(event, index=index, id=call and self._id_of(index, call))
+            case ToolCallDone(index=index, id=call):
+                index += self._first_index
+                event = replace(event, index=index, id=self._id_of(index, call))
         self._writer.add(event)
 
-    def _id_of(self, call: str) -> str:
-        """A call's id, changed where an earlier turn had the same: in one generation an id names one call."""
-        if call not in self._known_calls:
-            return call
-        return self._ids.setdefault(call, f"{call}_{self._first_index}")
+    def _id_of(self, index: int, call: str) -> str:
+        """The id of the call at `index`, changed where another one has it: in one generation an id names one call."""
+        if index not in self._ids:
+            taken, number, name = set(self._ids.values()), index, call
+            while name in taken:
+                name, number = f"{call}_{number}", number + 1
+            self._ids[index] = name
+        return self._ids[index]
 
     def _use(self, usage: Usage | None) -> None:
         if usage is None:

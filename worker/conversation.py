@@ -94,6 +94,7 @@ class Conversation:
         request = self._request
         return (
             request.recovery is Recovery.CONTINUE
+            and not found.again
             and not request.transforms
             and all(entry.field == b"d" for entry in found.rest_entries if entry.is_shown)
             and provider.can_continue(replace(request, provider=target.provider, model=target.model))
@@ -157,8 +158,10 @@ class Conversation:
             if self._request.tool_mode is ToolMode.SERVER:
                 tool_seconds = self._means.settings.tool_seconds
                 await run_tools(turn, self._writer, self._means.tools, tool_seconds=tool_seconds, end=self._end)
-            elif not take_results(turn, self._writer, self._lease):
-                return ForTools(self._request.tool_timeout_seconds)
+            else:
+                seconds = max(0.0, min(self._request.tool_timeout_seconds, self.seconds_left))
+                if not take_results(turn, self._writer, self._lease, seconds=seconds):
+                    return ForTools(seconds)
 
     async def _turn(
         self, target: Target, provider: Provider, found: Progress, *, retry: bool, more: bool
@@ -170,6 +173,7 @@ class Conversation:
             model=target.model,
             provider_options=target.provider_options,
             messages=[*self._request.messages, *found.messages()],
+            tool_choice=_choice(self._request.tool_choice, found),
         )
         pipeline = _pipeline(request)
         await self._purse.open()
@@ -248,6 +252,12 @@ class Conversation:
         if last is None or status_of(last) != {"phase": "waiting"} | detail:
             self.begin_bare(target)
             self._writer.add(Status(phase="waiting", detail=detail))
+
+
+def _choice(asked: str | Json | None, found: Progress) -> str | Json | None:
+    """What the model is told of its tools in this turn. A call that it was made to make, it has made in the first: told
+    so again, it would never come to an answer."""
+    return "auto" if found.turns and asked not in (None, "auto", "none") else asked
 
 
 def _pipeline(request: Request) -> Pipeline | None:

@@ -48,12 +48,13 @@ async def run_tools(turn: Turn, writer: Writer, tools: Tools, *, tool_seconds: f
         raise ProviderError(FailureCode.TIMEOUT, "the generation took longer than it may") from exc
 
 
-def take_results(turn: Turn, writer: Writer, lease: Lease) -> bool:
-    """Log what the client's tools gave back, and return True; where something is owed, ask the client for it.
+def take_results(turn: Turn, writer: Writer, lease: Lease, *, seconds: float) -> bool:
+    """Log what the client's tools gave back, and return True; where something is owed, ask the client for it, who
+    has `seconds`.
 
     Raises `ProviderError` (`tool_error`) once the client's time is over.
     """
-    calls, seconds = turn.open_calls, lease.request.tool_timeout_seconds
+    calls = turn.open_calls
     given = {call.id: result for call in calls if (result := lease.owed.get(call.id)) is not None}
     if len(given) == len(calls):
         for call in calls:
@@ -61,7 +62,7 @@ def take_results(turn: Turn, writer: Writer, lease: Lease) -> bool:
             writer.add(ToolResult(id=call.id, name=call.name, content=said.content, is_error=said.is_error))
         return True
     if lease.overdue and any(call.id in lease.owed for call in calls):
-        late = f"the client gave no results for its tools within {seconds:g} s"
+        late = f"the client gave no results for its tools within {lease.request.tool_timeout_seconds:g} s"
         raise ProviderError(FailureCode.TOOL_ERROR, late)
     writer.add(turns.waiting(calls, seconds=seconds))
     writer.note(PENDING, turns.pending(calls))

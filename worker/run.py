@@ -30,6 +30,7 @@ class Outcome(Enum):
 
     ENDED = "ended"  # the terminal event is stored: forget the hint
     LATER = "later"  # lease given back: look again after `delay_ms`
+    PAUSED = "paused"  # the same, or as soon as the client has answered
     HANDED_OVER = "handed_over"  # lease given back: look again at once
     LOST = "lost"  # somebody else has it: do nothing
 
@@ -133,7 +134,7 @@ class Run:
         paused = await until_available(lambda: self._means.leases.pause(writer.lease, seconds=seconds))
         match paused:
             case Paused.WAITING:
-                return Result(Outcome.LATER, round(1000 * seconds))
+                return Result(Outcome.PAUSED, round(1000 * seconds))
             case Paused.READY:
                 return Result(Outcome.LATER, 0)
             case Paused.LOST:

@@ -30,6 +30,9 @@ from broker.events import (
     decode,
 )
 
+#: Reason of a `reset` by a writer whose store went back to a time before its claim.
+ROLLED_BACK = "store_rolled_back"
+
 #: Phases of `status` that stand behind a whole turn, and name one of its calls.
 RUNNING_TOOL = "running_tool"
 WAITING_FOR_TOOLS = "waiting_for_tools"
@@ -78,7 +81,7 @@ class Turn:
         results: list[Json] = [
             {"role": "tool", "tool_call_id": result.id, "content": result.content}
             | ({"is_error": True} if result.is_error else {})
-            for result in self.results.values()
+            for result in (self.results[call.id] for call in self.calls if call.id in self.results)
         ]
         return [{"role": "assistant", "content": content, "tool_calls": calls}, *results]
 
@@ -92,6 +95,7 @@ class Progress:
     rest_entries: list[Entry] = field(default_factory=list)  # the same, as entries
     usage: Usage | None = None  # so far
     usage_of_turns: Usage | None = None  # of the whole ones
+    again: bool = False  # a `reset` took the whole ones away, and its worker was lost before it had logged them anew
 
     @property
     def calls(self) -> int:
@@ -99,19 +103,20 @@ class Progress:
         return sum(len(turn.calls) for turn in self.turns)
 
     @property
-    def call_ids(self) -> set[str]:
-        """Ids of the calls of the whole turns."""
-        return {call.id for turn in self.turns for call in turn.calls}
+    def begun_calls(self) -> dict[int, str]:
+        """Index and id of the calls behind the whole turns, begun or done."""
+        begun = (decode(entry) for entry in self.rest_entries if entry.field == b"tool_call")
+        return {call.index: call.id for call in begun if isinstance(call, ToolCall) and call.id is not None}
 
     @property
     def shown(self) -> bool:
         """Whether anything was shown behind the whole turns."""
-        return any(entry.is_shown for entry in self.rest_entries)
+        return self.again or any(entry.is_shown for entry in self.rest_entries)
 
     def events(self) -> list[Event]:
         """The whole turns, as they are logged again behind a `reset`."""
         events = [event for turn in self.turns for event in turn.events()]
-        return [*events, UsageReport(usage=self.usage_of_turns)] if self.usage_of_turns else events
+        return [UsageReport(usage=self.usage_of_turns), *events] if self.usage_of_turns else events
 
     def messages(self) -> list[Json]:
         """The whole turns, as messages of the next one."""
@@ -124,16 +129,47 @@ class Progress:
 
     @property
     def characters(self) -> int:
-        """Code points of plain text, all turns."""
-        return sum(len(turn.texts.get(DeltaKind.TEXT, "")) for turn in [*self.turns, self.rest])
+        """Code points of plain text since the last `reset`, all turns."""
+        turns = [self.rest] if self.again else [*self.turns, self.rest]
+        return sum(len(turn.texts.get(DeltaKind.TEXT, "")) for turn in turns)
 
 
 def progress(entries: Sequence[Entry]) -> Progress:
-    """Read a log."""
-    since = max((at + 1 for at, entry in enumerate(entries) if entry.field == b"reset"), default=0)
+    """Read a log.
+
+    What is logged anew behind a `reset` may be more than one append, and its worker be lost in between. Then the whole
+    turns are those before the `reset`, and all that stands behind it is to be taken back.
+    """
+    reset = max((at for at, entry in enumerate(entries) if entry.field == b"reset"), default=None)
+    if reset is None:
+        return _read(entries)
+    found = _read(entries[reset + 1 :])
+    kept = progress(entries[:reset])
+    anew = found.turns[: len(kept.turns)]
+    # What is before a reset of this kind is somebody else's.
+    rolled_back = orjson.loads(entries[reset].payload)["reason"] == ROLLED_BACK
+    if rolled_back or (len(anew) == len(kept.turns) and not any(turn.open_calls for turn in anew)):
+        return found
+    found.rest_entries = [entry for entry in entries[reset + 1 :] if entry.is_shown]
+    found.rest = _joined([*found.turns, found.rest])
+    found.turns, found.usage_of_turns, found.again = kept.turns, kept.usage_of_turns, True
+    return found
+
+
+def _joined(turns: Sequence[Turn]) -> Turn:
+    """Their texts as those of one."""
+    texts: dict[DeltaKind, str] = {}
+    for turn in turns:
+        for kind, text in turn.texts.items():
+            texts[kind] = texts.get(kind, "") + text
+    return Turn(texts=texts)
+
+
+def _read(entries: Sequence[Entry]) -> Progress:
+    """Read a log that holds no `reset`."""
     found = Progress()
     pieces: dict[DeltaKind, list[str]] = {}
-    for entry in entries[since:]:
+    for entry in entries:
         if (kind := DELTA_FIELDS.get(entry.field)) is not None:  # most of them
             pieces.setdefault(kind, []).append(entry.payload.decode())
             found.rest_entries.append(entry)

@@ -17,6 +17,7 @@ import structlog
 from broker.backoff import Backoff
 from broker.errors import Closed, Fenced, GenerationExpired, GenerationUnknown, StoreError, StoreUnavailable
 from broker.events import DELTA_FIELDS, CancelReason, Json
+from broker.generation import State
 from broker.lease import Busy, ClaimAnswer, Ended, Lease, Leases, Lost, Missing, Renewed, new_owner
 from broker.log import Log
 from broker.queue import Hint, Queue
@@ -45,6 +46,9 @@ _POLL_SECONDS: Final = 0.7
 _TICK_SECONDS: Final = 0.2
 
 _WATCH_SECONDS: Final = 1.0
+
+#: A hint of a generation that waits is looked at this often all the same.
+_LONGEST_WAIT_MS: Final = 30_000
 
 #: Seconds after which a claim whose answer was lost is asked for again.
 _CLAIM_PAUSES: Final = (0.05, 0.3)
@@ -199,7 +203,7 @@ class Worker:
                 run = Run(lease, self._means)
                 await self._supervise(run, hint)
             case Busy(wait_ms=wait):
-                await self._queue.look_again([hint], wait)
+                await self._put_off(hint, wait)
             case Ended() | Missing():
                 await self._queue.drop([hint])
 
@@ -236,11 +240,21 @@ class Worker:
                 await self._queue.look_again([hint], result.delay_ms)
                 if result.failed:
                     await self._totals.add(Total.RETRIED)
+            case Outcome.PAUSED:
+                await self._put_off(hint, result.delay_ms)
             case Outcome.HANDED_OVER:
                 await self._queue.look_again([hint], 0)
                 await self._totals.add(Total.HANDED_OVER)
             case Outcome.LOST:
                 pass
+
+    async def _put_off(self, hint: Hint, wait_ms: int) -> None:
+        """Look again in `wait_ms`, or at once where what is waited for came just before the queue was told to wait. Not
+        much later at once: a worker that is lost between the two would leave it waiting for all that time."""
+        await self._queue.look_again([hint], min(wait_ms, _LONGEST_WAIT_MS))
+        with suppress(GenerationUnknown, GenerationExpired):
+            if (await self._records.get(hint.tenant, hint.generation)).state is State.QUEUED:
+                await self._queue.look_again([hint], 0)
 
     async def _count_end(self, run: Run) -> None:
         writer = run.writer

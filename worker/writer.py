@@ -28,6 +28,7 @@ from broker.lease import Ended, Lease, Leases, Missing, new_owner
 from broker.log import MAX_APPEND_BYTES, MAX_APPEND_EVENTS, Log
 from broker.position import BEGINNING, Position
 from worker.pulse import Pulse
+from worker.turns import ROLLED_BACK
 
 #: Events that may wait to be stored; beyond that the provider is not read on.
 _ROOM_EVENTS: Final = 1000
@@ -280,7 +281,7 @@ class Writer:
         since = max((at + 1 for at, entry in enumerate(mine) if entry.field == b"reset"), default=0)
         self._entries = found
         self._advance(len(found))
-        self.add(Reset(attempt=self.lease.attempt, reason="store_rolled_back"))
+        self.add(Reset(attempt=self.lease.attempt, reason=ROLLED_BACK))
         for entry in mine[since:]:
             self.add(decode(entry))
         self._notes.pop(UPSTREAM, None)  # it names a position that is no more

@@ -17,7 +17,7 @@
 local ENDED = {completed = true, failed = true, cancelled = true, deleted = true}
 local record = KEYS[1]
 local r = redis.call('HMGET', record, 'epoch', 'owner', 'lease', 'state', 'history', 'attempt', 'charge', 'cancel',
-                     'created_ms', 'started_ms', 'tenant', 'upstream', 'pending', 'tools_until')
+                     'created_ms', 'started_ms', 'tenant', 'upstream', 'pending', 'tools_until', 'overdue')
 if not r[1] then return {'gone'} end
 if ENDED[r[4]] then return {'ended', r[4]} end
 
@@ -26,6 +26,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local owner, lease_ms = r[2] or '', tonumber(ARGV[2])
 local epoch, attempt = tonumber(r[1]), tonumber(r[6] or '0')
 local charged = r[7] == '1'
+local overdue = r[15] or '0'
 
 -- The client runs the tools: until the last result, or the end of its time, there is nothing to do.
 if r[4] == 'waiting_for_tools' then
@@ -45,8 +46,9 @@ if owner ~= ARGV[1] or owner == '' then
   epoch = math.max(epoch, tonumber(ARGV[3])) + 1
   if replid == '' or replid ~= r[5] then epoch = epoch + tonumber(ARGV[4]) end
   if charged then attempt = attempt + 1 end
+  overdue = r[4] == 'waiting_for_tools' and '1' or '0'
   redis.call('HSET', record, 'epoch', string.format('%.0f', epoch), 'owner', ARGV[1], 'state', 'running',
-             'history', replid, 'attempt', string.format('%.0f', attempt), 'charge', '0')
+             'history', replid, 'attempt', string.format('%.0f', attempt), 'charge', '0', 'overdue', overdue)
   redis.call('HDEL', record, 'unattended_ms')  -- nobody looked while nobody held it
   redis.call('HSETNX', record, 'started_ms', string.format('%.0f', now))
   -- Whoever holds the lease decides what the log is: what the record remembered beyond its end is given up.
@@ -65,4 +67,4 @@ if r[13] and r[13] ~= '' then
 end
 return {'claimed', string.format('%.0f', epoch), string.format('%.0f', attempt), r[8] or '', r[9] or '0',
         r[10] or now_ms, now_ms, r[11], redis.call('GET', KEYS[3]) or '', r[12] or '',
-        r[4] == 'waiting_for_tools' and '1' or '0', calls}
+        overdue, calls}
