@@ -58,9 +58,10 @@ class Busy:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """It has its terminal event, or was deleted."""
+    """It has its terminal event, or was deleted. `upstream` as in `Lease`; a claim tells it."""
 
     state: State
+    upstream: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +154,8 @@ class Leases:
                 return Busy(int(wait))
             case [b"lapsed", _]:
                 return None
-            case [b"ended", state]:
-                return Ended(State(state.decode()))
+            case [b"ended", state, upstream]:
+                return Ended(State(state.decode()), upstream.decode())
             case [b"gone"]:
                 return Missing()
             case _:

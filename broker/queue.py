@@ -77,7 +77,7 @@ class Queue:
         return await self._store.pop(self._wake, seconds)
 
     async def look_again(self, hints: Sequence[Hint], delay_ms: int) -> None:
-        """Look at these again in `delay_ms`: their lease was renewed, they are busy, or a retry waits. With 0 a
+        """Look at these again in `delay_ms`: their lease was renewed, they are busy, or a retry waits. Below 1000 a
         sleeping worker is woken for each."""
         keys = [self._later, *self._both, self._wake]
         await self._store.pipe(LATER, keys, [delay_ms, *(hint.encode() for hint in hints)])

@@ -209,8 +209,12 @@ class Records:
         match await self._confirmed_if_possible(CANCEL, record, args):
             case [b"requested"]:
                 return CancelOutcome.REQUESTED
-            case [b"cancelled", _]:
-                await self._queue.drop([Hint(record.id, record.tenant, record.priority)])
+            case [b"cancelled", _, upstream]:
+                hint = Hint(record.id, record.tenant, record.priority)
+                if upstream:  # a provider may still be generating: a worker looks once more, and stops it
+                    await self._queue.look_again([hint], 0)
+                else:
+                    await self._queue.drop([hint])
                 return CancelOutcome.CANCELLED
             case [b"ended", _]:
                 return CancelOutcome.ENDED

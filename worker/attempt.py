@@ -8,7 +8,7 @@ help, later.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
@@ -94,18 +94,24 @@ class Attempt:
             await self._talk.abandon()
 
     @property
+    def is_kept_upstream(self) -> bool:
+        """Whether a provider keeps the answer, and goes on with it by itself."""
+        return self._talk.is_kept_upstream
+
+    @property
     def usage(self) -> Usage | None:
         """Tokens used since the last `reset`, as far as the provider has said."""
         return self._talk.progress().usage
 
     def end(self, event: Terminal) -> None:
-        """Add the terminal event, and the facts."""
-        usage = self._talk.progress().usage
-        price = price_of(self._means.settings.prices, self._target.provider, self._target.model)
-        facts = self._talk.facts.as_json(usage, price)
-        self.final = facts
+        """Add the terminal event, and the facts. Whatever may be wrong with those must not keep it from its end."""
         self._writer.add(event)
-        self._writer.note(TIMINGS, encoded(facts))
+        try:
+            price = price_of(self._means.settings.prices, self._target.provider, self._target.model)
+            self.final = self._talk.facts.as_json(self._talk.progress().usage, price)
+            self._writer.note(TIMINGS, encoded(self.final))
+        except Exception as exc:  # noqa: BLE001 - see above
+            _log.error("facts_defect", generation=self._lease.generation, **where(exc))
 
     # --- targets ---
 
@@ -186,4 +192,5 @@ class Attempt:
         self.end(Failed(code=code, message=message, retryable=retryable, partial=partial, characters=found.characters))
 
     def _shareable(self, error: ProviderError) -> str:
-        return without_prompt(error.message, self._request)
+        sent = [*self._request.messages, *self._talk.progress().messages()]
+        return without_prompt(error.message, replace(self._request, messages=sent))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -105,6 +105,11 @@ class Conversation:
         found = self.progress()
         return not found.shown or self._request.recovery is not Recovery.FAIL or self.valid_mark(found) is not None
 
+    @property
+    def is_kept_upstream(self) -> bool:
+        """Whether a provider keeps an answer, and goes on with it by itself."""
+        return self._mark is not None
+
     def forget_mark(self) -> None:
         """The answer cannot be read on, and nothing of it is left at the provider."""
         self._mark = None
@@ -122,14 +127,8 @@ class Conversation:
     async def abandon(self) -> None:
         """Have the provider stop what nobody will read."""
         mark, self._mark = self._mark, None
-        provider = None if mark is None else self._means.providers.get(mark.provider)
-        if mark is None or provider is None:
-            return
-        try:
-            async with asyncio.timeout(_ABANDON_SECONDS):
-                await provider.abandon(mark.token)
-        except Exception as exc:  # noqa: BLE001 - what cannot be stopped costs money, not the generation
-            _log.warning("not_abandoned", generation=self._lease.generation, provider=mark.provider, **where(exc))
+        if mark is not None:
+            await abandon(self._means.providers, mark, generation=self._lease.generation)
 
     async def ask(self, target: Target, *, retry: bool, more: bool) -> FinishReason | ForTools:
         """Have one target answer: turns of the model, and of tools between them. Raises `ProviderError`, `MustWait`.
@@ -258,6 +257,18 @@ def _choice(asked: str | Json | None, found: Progress) -> str | Json | None:
     """What the model is told of its tools in this turn. A call that it was made to make, it has made in the first: told
     so again, it would never come to an answer."""
     return "auto" if found.turns and asked not in (None, "auto", "none") else asked
+
+
+async def abandon(providers: Mapping[str, Provider], mark: UpstreamMark, *, generation: str) -> None:
+    """Have a provider stop what nobody will read on. Never raises."""
+    provider = providers.get(mark.provider)
+    if provider is None:
+        return
+    try:
+        async with asyncio.timeout(_ABANDON_SECONDS):
+            await provider.abandon(mark.token)
+    except Exception as exc:  # noqa: BLE001 - what cannot be stopped costs money, not the generation
+        _log.warning("not_abandoned", generation=generation, provider=mark.provider, **where(exc))
 
 
 def _pipeline(request: Request) -> Pipeline | None:

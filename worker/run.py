@@ -14,7 +14,7 @@ from enum import Enum
 import structlog
 
 from broker.backoff import until_available
-from broker.errors import LeaseLost
+from broker.errors import GenerationExpired, GenerationUnknown, LeaseLost
 from broker.events import Cancelled, CancelReason, Status
 from broker.lease import Lease, Paused
 from worker.attempt import Attempt, Later, Left
@@ -95,7 +95,9 @@ class Run:
                     appending.cancel()
         except* LeaseLost as lost:
             _log.info("lease_lost", generation=self.generation, why=type(lost.exceptions[0]).__name__)
-        await attempt.settle(ended=result.outcome is Outcome.ENDED)
+        gone = result.outcome is Outcome.LOST
+        over = result.outcome is Outcome.ENDED or (gone and attempt.is_kept_upstream and await self._is_over())
+        await attempt.settle(ended=over)
         return result
 
     async def _finish(self, writer: Writer, attempt: Attempt, inherited: int) -> Result:
@@ -128,6 +130,14 @@ class Run:
         if isinstance(released, str):
             return await self._cancelled(writer, attempt, released)
         return result if released else Result(Outcome.LOST)
+
+    async def _is_over(self) -> bool:
+        """With the lease lost: nobody will go on, for the generation is erased, or somebody else has ended it."""
+        try:
+            found = await until_available(lambda: self._means.log.read_all(self.generation))
+        except (GenerationUnknown, GenerationExpired):
+            return True
+        return bool(found) and found[-1].is_terminal
 
     async def _pause(self, writer: Writer, attempt: Attempt, seconds: float) -> Result:
         """Give the lease back until the client's tools have their results."""

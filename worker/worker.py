@@ -26,8 +26,10 @@ from broker.settings import Settings
 from broker.store import Store
 from broker.throttle import Throttle
 from broker.totals import Total, Totals
+from worker.conversation import abandon
 from worker.keeper import Keeper
 from worker.means import Means
+from worker.overlap import UpstreamMark
 from worker.providers.base import Provider
 from worker.pulse import Pulse
 from worker.run import Outcome, Result, Run
@@ -204,6 +206,9 @@ class Worker:
                 await self._supervise(run, hint)
             case Busy(wait_ms=wait):
                 await self._put_off(hint, wait)
+            case Ended(state=State.CANCELLED, upstream=mark) if mark:
+                await abandon(self._means.providers, UpstreamMark.decode(mark), generation=hint.generation)
+                await self._queue.drop([hint])
             case Ended() | Missing():
                 await self._queue.drop([hint])
 

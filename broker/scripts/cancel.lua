@@ -3,14 +3,15 @@
 --
 -- KEYS  1 record  2 log  3 request
 -- ARGV  1 reason  2 ms after which a worker that was asked is no longer waited for  3 jump  4 live channel
--- Returns {requested} {cancelled, head} {ended, state} {gone}
+-- Returns {requested} {cancelled, head, upstream mark or ''} {ended, state} {gone}
 --
 -- Buys: once this answers `requested` or `cancelled`, the only terminal event that the log can get is `cancelled`. With
 -- no live lease (queued, between attempts, holder lost) the event is written here, under a higher epoch, so that
 -- no former holder writes behind it.
 local ENDED = {completed = true, failed = true, cancelled = true}
 local record, log = KEYS[1], KEYS[2]
-local r = redis.call('HMGET', record, 'epoch', 'state', 'lease', 'cancel', 'cancel_ms', 'history', 'ttl_ms', 'stub_ms')
+local r = redis.call('HMGET', record, 'epoch', 'state', 'lease', 'cancel', 'cancel_ms', 'history', 'ttl_ms', 'stub_ms',
+                     'upstream')
 if not r[1] or r[2] == 'deleted' then return {'gone'} end
 if ENDED[r[2]] then return {'ended', r[2]} end
 local time = redis.call('TIME')
@@ -38,4 +39,4 @@ redis.call('PEXPIRE', log, r[7])
 redis.call('PEXPIRE', KEYS[3], r[7])
 redis.call('PEXPIRE', record, r[8])
 redis.call('SPUBLISH', ARGV[4], cmsgpack.pack({last, head, 'cancelled', payload}))
-return {'cancelled', head}
+return {'cancelled', head, r[9] or ''}

@@ -8,7 +8,7 @@
 --
 -- Returns {claimed, epoch, attempt, cancel flag, created ms, first claimed ms, now ms, tenant, request, upstream mark,
 --          '1' if the client's time for its tools was over, {call id, result or '' of each call the client was asked for}}
---         {busy, ms to wait} {lapsed, ms to wait} {ended, state} {gone}
+--         {busy, ms to wait} {lapsed, ms to wait} {ended, state, upstream mark} {gone}
 --
 -- Buys: epochs only rise and are never used twice, even after the store forgot claims: `history` is the replication
 -- id under which this record was last claimed or made, and when the server's own is another (or the record had to
@@ -19,7 +19,7 @@ local record = KEYS[1]
 local r = redis.call('HMGET', record, 'epoch', 'owner', 'lease', 'state', 'history', 'attempt', 'charge', 'cancel',
                      'created_ms', 'started_ms', 'tenant', 'upstream', 'pending', 'tools_until', 'overdue')
 if not r[1] then return {'gone'} end
-if ENDED[r[4]] then return {'ended', r[4]} end
+if ENDED[r[4]] then return {'ended', r[4], r[12] or ''} end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

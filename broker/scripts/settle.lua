@@ -11,6 +11,7 @@
 -- every opening and closing begins another one, so a call from before an outage does not judge what is after it. With
 -- the circuit not closed, calls of the present round are probes: none but them is admitted then.
 local MINUTE_MS = 60000
+local LONGEST_DEBT_MS = 600000  -- a count that cannot be right does not close a provider for hours
 local SLOTS = 10       -- the window is counted in so many parts
 local DOUBLINGS = 3    -- 8 times as long at most
 local JITTER = 0.25    -- at most so much longer
@@ -38,7 +39,7 @@ local did = ''
 local tokens_full = math.max(tonumber(t[5] or '0'), now)
 if ARGV[3] ~= '' and ARGV[6] ~= '' then
   local more_ms = (tonumber(ARGV[3]) - tonumber(estimate)) * MINUTE_MS / tonumber(ARGV[6])
-  tokens_full = tokens_full + more_ms
+  tokens_full = math.min(tokens_full + more_ms, now + LONGEST_DEBT_MS)
   set('tokens_full', string.format('%.3f', tokens_full))
 end
 if ARGV[4] ~= '0' then set('hold_until', whole(math.max(tonumber(t[4] or '0'), now + tonumber(ARGV[4])))) end

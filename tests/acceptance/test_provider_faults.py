@@ -10,6 +10,7 @@ gets, and every later call gets the whole answer.
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -48,7 +49,7 @@ TEXTS: Final = ("Über ", "die 🌉 Brü", "cke,\n\n", "e\u0301 東京.")
 WHOLE: Final = "".join(TEXTS)
 BOM: Final = b"\xef\xbb\xbf"
 LONG: Final = "long " * 2_000_000
-#: Silence that is a stall. Long enough that a busy machine does not make one of its own.
+#: Silence that is a stall: long enough that a busy machine does not make one of its own.
 STALL_SECONDS: Final = 1.0
 AT_ONCE: Final = 32
 
@@ -276,6 +277,7 @@ def environment(url: str) -> dict[str, str]:
         "LEGATO_BREAKER_MIN_CALLS": "1000000",
         "LEGATO_RETRY_FLOOR": "1000000",
         "LEGATO_RETRY_BASE_SECONDS": "0.02",
+        "LEGATO_RETRY_CAP_SECONDS": "1",
     }
 
 
@@ -296,8 +298,7 @@ def stack(redis_url: str, tmp_path_factory: pytest.TempPathFactory, provider: Pr
 
 
 def submit(stack: Stack, wire: Wire, model: str, **fields: object) -> str:
-    messages = [{"role": "user", "content": "Go on."}]
-    body = {"provider": wire.name, "model": model, "messages": messages, **fields}
+    body = {"provider": wire.name, "model": model, "messages": [{"role": "user", "content": "Go on."}], **fields}
     answer = stack.post("/v1/generations", body)
     assert answer.status == 202, answer.body
     return str(answer.json()["id"])
@@ -375,6 +376,133 @@ def test_a_provider_that_refuses_connections_is_asked_again_until_it_is_there(re
                     assert "reset" not in reader.events
 
 
+def test_a_wait_that_no_clock_could_count_is_not_waited_for(redis_url: str, tmp_path: Path) -> None:
+    headers = {"openai": "retry_after", "openai_responses": "retry_after_ms", "anthropic": "retry_after"}
+
+    def answer(request: Received) -> Reply:
+        named = {headers[BY_PATH[request.path].name]: "1e306"}
+        return Reply.error(429, {"error": {"message": "not today"}}, **named)
+
+    with (
+        WireProvider(answer) as server,
+        Stack.start(redis_url, tmp_path, environment=environment(server.url)) as stack,
+    ):
+        for wire in WIRES:
+            reader, _ = run(stack, wire, "none/0/2", attempts=2)
+            assert reader.ended is not None
+            end = reader.ended.data
+            assert (reader.ended.event, end["code"], end["retryable"]) == ("failed", "rate_limited", True)
+
+
+#: What a broken server may say of the tokens that an answer took.
+ODD_COUNTS: Final = ("-7", "1e30", str(10**30), str(2**63), '"many"', "[]", "{}", "true", "7.5", "null")
+COUNTS: Final = {"input": 111111, "output": 222222, "cached": 333333}
+
+
+def counted(wire: Wire) -> bytes:
+    """A whole answer that says these `COUNTS`."""
+    given, output, cached = COUNTS.values()
+    match wire.name:
+        case "openai":
+            usage = {"prompt_tokens": given, "completion_tokens": output}
+            return openai_stream(*TEXTS, usage=usage | {"prompt_tokens_details": {"cached_tokens": cached}})
+        case "openai_responses":
+            usage = {"input_tokens": given, "output_tokens": output}
+            return responses_stream(*TEXTS, usage=usage | {"input_tokens_details": {"cached_tokens": cached}})
+        case _:
+            usage = {"input_tokens": given, "output_tokens": 1, "cache_read_input_tokens": cached}
+            return anthropic_stream(*TEXTS, input_usage=usage, output_tokens=output)
+
+
+def test_counts_that_cannot_be_right_are_shown_to_nobody(redis_url: str, tmp_path: Path) -> None:
+    """What is counted are whole numbers, none below nothing; or it fails, at once, as what a broken provider said."""
+
+    def answer(request: Received) -> Reply:
+        name, odd = str(request.body["model"]).split("=")
+        said = counted(BY_PATH[request.path])
+        assert said.count(b": %d" % COUNTS[name]) == 1
+        return Reply.events(said.replace(b": %d" % COUNTS[name], f": {odd}".encode()))
+
+    models = [f"{name}={odd}" for name in COUNTS for odd in ODD_COUNTS]
+    priced = {"LEGATO_PRICES": '{"*": {"input": 1, "cached_input": 0.5, "output": 2}}'}
+    wrong = []
+    with (
+        WireProvider(answer) as server,
+        Stack.start(redis_url, tmp_path, environment=environment(server.url) | priced) as stack,
+        ThreadPoolExecutor(AT_ONCE) as pool,
+    ):
+        for wire in WIRES:
+            submitted = [submit(stack, wire, model, max_attempts=1) for model in models]
+            for generation in submitted:
+                stack.wait_status(generation, "completed", "failed", seconds=10)
+            for model, (reader, _) in zip(models, pool.map(lambda it: follow(stack.urls, it), submitted), strict=True):
+                assert reader.ended is not None
+                assert reader.text == WHOLE or (reader.ended.event == "failed" and WHOLE.startswith(reader.text))
+                usage = reader.ended.data.get("usage") or {}
+                sane = all(type(count) is int and 0 <= count < 2**53 for count in usage.values())
+                broken = reader.ended.event == "failed" and reader.ended.data["code"] == "upstream_error"
+                if not broken and (reader.ended.event != "completed" or not sane):
+                    wrong.append((wire.name, model, reader.ended.event, reader.ended.data))
+    assert wrong == []
+
+
+SECRET_PROMPT: Final = 'Dear diary,\nmy name is Ada "Lace" Lovelace, called naïve.\nMy card is 4111 1111 1111.'
+SECRET_RESULT: Final = "The patient of room twelve has the flu."
+SECRET_KEY: Final = "sk-proj-0123456789abcdefghijklmnop"
+SECRETS: Final = ("diary", "Lovelace", "Lace", "4111", "patient", "twelve", "0123456789", "abcdefghij")
+SECRET_TALK: Final = [
+    {"role": "user", "content": SECRET_PROMPT},
+    {
+        "role": "assistant",
+        "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}],
+    },
+    {"role": "tool", "tool_call_id": "call_1", "content": SECRET_RESULT},
+]
+
+
+def test_a_provider_that_echoes_prompt_and_key_leaks_them_to_nobody(redis_url: str, tmp_path: Path) -> None:
+    """Not in an event, not in GET, not in a log: neither the prompt nor what a tool of this conversation gave back."""
+
+    def answer(request: Received) -> Reply:
+        wire, (how, where) = BY_PATH[request.path], str(request.body["model"]).split("/")
+        key = request.headers.get("authorization") or request.headers["x-api-key"]
+        message = {
+            "raw": f"You said {SECRET_PROMPT} and {SECRET_RESULT}",
+            "json": f"Bad body: {json.dumps(SECRET_TALK)}",
+            "repr": f"Bad body: {SECRET_TALK!r}",
+            "key": f"Incorrect API key provided: {SECRET_KEY}. You sent {key!r}",
+        }[how]
+        error = {"type": "server_error", "message": message}
+        if where == "refused":
+            return Reply.error(500, {"type": "error", "error": error})
+        said = {
+            "openai": sse({"error": error}),
+            "openai_responses": responses_event("error", code="server_error", message=message, param=None),
+            "anthropic": anthropic_event("error", error=error),
+        }
+        return Reply.events(said[wire.name])
+
+    models = [f"{how}/{where}" for how in ("raw", "json", "repr", "key") for where in ("refused", "streamed")]
+    keys = {"OPENAI_API_KEY": SECRET_KEY, "ANTHROPIC_API_KEY": SECRET_KEY, "LEGATO_LOG_LEVEL": "debug"}
+    leaks = []
+    with WireProvider(answer) as server:
+        with Stack.start(redis_url, tmp_path, environment=environment(server.url) | keys) as stack:
+            asked = [(wire, model) for wire in WIRES for model in models]
+            submitted = [submit(stack, *case, messages=SECRET_TALK, max_attempts=2) for case in asked]
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                readers = [reader for reader, _ in pool.map(lambda it: follow(stack.urls, it), submitted)]
+            for (wire, model), generation, reader in zip(asked, submitted, readers, strict=True):
+                assert reader.ended is not None
+                assert reader.ended.data["code"] == "upstream_error"
+                told = [str(event) for _, event in stack.log(generation)]
+                told += [stack.get(f"/v1/generations/{generation}").body.decode(), str(reader.ended.data)]
+                leaks += [(wire.name, model, text) for text in told if any(secret in text for secret in SECRETS)]
+        logs = [process.log for process in [*stack.workers, *stack.apis]]
+    assert leaks == []
+    assert [secret for secret in SECRETS for log in logs if secret in log] == []
+    assert len(server.requests) == 2 * len(WIRES) * len(models)
+
+
 def test_the_page_says_what_is_tested() -> None:
     assert PAGE.read_text() == page()
 
@@ -397,12 +525,13 @@ _HEAD: Final = (
     "<!-- Made by `python -m tests.acceptance.test_provider_faults`. Do not edit. -->",
     "",
     "Each fault is played at every chunk of an answer, on each wire, against real processes",
-    "(`tests/acceptance/test_provider_faults.py`). With an attempt left the generation ends as `completed`, and the text is",
-    "exactly that of the second answer: what was shown before is taken back by a `reset`. Without one it ends as `failed`",
-    "with this `code`; `retryable` says the same as the third column, `partial` and `characters` say what the reader has.",
+    "(`tests/acceptance/test_provider_faults.py`). With an attempt left the generation ends as `completed`, and the",
+    "text is exactly that of the second answer: what was shown before is taken back by a `reset`. Without one it ends",
+    "as `failed` with this `code`; `retryable` says the same as the third column, `partial` and `characters` say what",
+    "the reader has.",
     "",
-    "A repeated chunk cannot be told from a text that says the same twice, so it is shown as it came; a repeated terminal",
-    "chunk is not read.",
+    "A repeated chunk cannot be told from a text that says the same twice, so it is shown as it came; a repeated",
+    "terminal chunk is not read.",
     "",
     "| the provider | code | another attempt | text of the failed attempt |",
     "|---|---|---|---|",

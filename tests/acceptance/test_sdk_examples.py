@@ -114,7 +114,7 @@ def said_by(frames: list[Frame], *, placed: bool) -> Said:
     for frame in frames:
         match frame.event, frame.data:
             case "delta", {"text": text, **rest}:
-                fold.text(rest.get("kind", "text"), text)
+                fold.text(str(rest.get("kind", "text")), text)
             case "part", {"type": "citation", "data": data}:
                 given = {name: item for name, item in data.items() if item is not None}
                 fold.citations.append((fold.characters if placed else None, given))
@@ -327,30 +327,14 @@ CHAT_TOOLS: Final = [
 ]
 
 
-class Step(BaseModel):
-    explanation: str
-    output: str
-
-
 class MathAnswer(BaseModel):
-    steps: list[Step]
+    steps: list[str]
     final_answer: str
 
 
-_STEP: Final = {
-    "properties": {
-        "explanation": {"title": "Explanation", "type": "string"},
-        "output": {"title": "Output", "type": "string"},
-    },
-    "required": ["explanation", "output"],
-    "title": "Step",
-    "type": "object",
-    "additionalProperties": False,
-}
 MATH: Final = {
-    "$defs": {"Step": _STEP},
     "properties": {
-        "steps": {"items": {"$ref": "#/$defs/Step"}, "title": "Steps", "type": "array"},
+        "steps": {"items": {"type": "string"}, "title": "Steps", "type": "array"},
         "final_answer": {"title": "Final Answer", "type": "string"},
     },
     "required": ["steps", "final_answer"],
@@ -362,16 +346,12 @@ SOLVE: Final = [
     {"role": "system", "content": "You are a helpful math tutor."},
     {"role": "user", "content": "solve 8x + 31 = 2"},
 ]
-SOLVED: Final = [
-    '{"steps":[{"expl',
-    'anation":"Subtract 31 – \\u',
-    '2212","output":"8x = -29"}],',
-    '"final_answer":"-29/8"}',
-]
+SOLVED: Final = ['{"steps":["Sub', "tract 31: 8x = \\u", '221229"],', '"final_answer":"-29/8"}']
+SEA: Final = {"url": "https://example.org/sea", "title": "The sea", "start_index": 4, "end_index": 12}
 
 # chat completions
 
-CHAT: Final = {
+CHAT: Final[Json] = {
     "id": "chatcmpl-CfK2yQ0vW9hT3xL1",
     "created": 1_795_000_000,
     "model": "gpt-4.1-2026-04-14",
@@ -398,9 +378,10 @@ def chunk(delta: Json, finish_reason: str | None = None, **fields: Any) -> bytes
 
 def chat_stream(*deltas: Json, finish_reason: str = "stop", logprobs: bool = False) -> bytes:
     """An answer of these deltas, behind the one that names the role."""
-    frames = [chunk({"role": "assistant", "content": "", "refusal": None})]
+    content = None if "tool_calls" in deltas[0] else ""
+    frames = [chunk({"role": "assistant", "content": content, "refusal": None})]
     for delta in deltas:
-        sure = {"content": [{"token": delta.get("content"), "logprob": -0.01, "bytes": None, "top_logprobs": []}]}
+        sure: Json = {"content": [{"token": delta.get("content"), "logprob": -0.01, "bytes": None, "top_logprobs": []}]}
         choice = {"index": 0, "delta": delta, "logprobs": sure if logprobs else None, "finish_reason": None}
         frames.append(chunk({}, choices=[choice]))
     end = openai_chunk(**CHAT, choices=[], usage=CHAT_USAGE, obfuscation="")
@@ -434,11 +415,6 @@ def chat_example(stream: bytes, kinds: str, messages: list[Json], **options: Any
 def contents(*pieces: str, kind: str = "content") -> list[Json]:
     return [{kind: piece} for piece in pieces]
 
-
-SOURCE: Final = {
-    "type": "url_citation",
-    "url_citation": {"url": "https://example.org/sea", "title": "The sea", "start_index": 4, "end_index": 12},
-}
 
 # responses
 
@@ -550,7 +526,7 @@ REASONING: Final[Json] = {
 
 # messages
 
-MESSAGE: Final = {
+MESSAGE: Final[Json] = {
     "id": "msg_01XFDUDYJgAACzvnptvVoYEL",
     "type": "message",
     "role": "assistant",
@@ -689,7 +665,10 @@ EXAMPLES: Final[dict[str, Example]] = {
         HAIKU,
     ),
     "chat: sources": chat_example(
-        chat_stream(*contents("The sea [1]."), {"annotations": [SOURCE]}), "text", HAIKU, web_search_options={}
+        chat_stream(*contents("The sea [1]."), {"annotations": [{"type": "url_citation", "url_citation": SEA}]}),
+        "text",
+        HAIKU,
+        web_search_options={},
     ),
     "chat: log probabilities": chat_example(
         chat_stream(*contents("Sea", "."), logprobs=True), "text", HAIKU, logprobs=True
@@ -740,17 +719,12 @@ EXAMPLES: Final[dict[str, Example]] = {
         text_format=MathAnswer,
     ),
     "responses: sources": responses_example(
-        responses_stream(
-            message_item("output_text", "The sea [1].", source={**SOURCE["url_citation"]} | {"type": "url_citation"})
-        ),
+        responses_stream(message_item("output_text", "The sea [1].", source={"type": "url_citation"} | SEA)),
         "text",
         HAIKU,
     ),
     "messages: text": messages_example(
-        messages_stream(text_block("Waves fold", " into", " f", "oam – 🌊\n")),
-        "text",
-        HAIKU,
-        system="You are a poet.",
+        messages_stream(text_block("Waves fold", " into", " f", "oam – 🌊\n")), "text", HAIKU, system="You are a poet."
     ),
     "messages: tool use": messages_example(
         messages_stream(

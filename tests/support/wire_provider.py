@@ -286,6 +286,20 @@ async def _first(*events: asyncio.Event) -> None:
             task.cancel()
 
 
+class ByModel:
+    """What requests get, by the model they name: its replies in turn, the last one again and again."""
+
+    def __init__(self) -> None:
+        self._replies: dict[str, deque[Reply]] = {}
+
+    def script(self, model: str, *replies: Reply) -> None:
+        self._replies[model] = deque(replies)
+
+    def __call__(self, request: Received) -> Reply:
+        replies = self._replies[request.body["model"]]
+        return replies.popleft() if len(replies) > 1 else replies[0]
+
+
 # --- answers as bytes of each wire ---
 
 

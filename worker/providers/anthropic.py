@@ -345,11 +345,11 @@ class EventMapper:
 
 
 def _usage(usage: Json) -> Usage:
-    read = usage.get("cache_read_input_tokens")
-    written = usage.get("cache_creation_input_tokens")
+    read = wire.known_count(usage.get("cache_read_input_tokens"))
+    written = wire.count(usage.get("cache_creation_input_tokens"))
     return Usage(
-        input_tokens=int(usage.get("input_tokens") or 0) + (read or 0) + (written or 0),
-        output_tokens=int(usage.get("output_tokens") or 0),
+        input_tokens=wire.count(usage.get("input_tokens")) + (read or 0) + written,
+        output_tokens=wire.count(usage.get("output_tokens")),
         cached_tokens=read,
-        reasoning_tokens=(usage.get("output_tokens_details") or {}).get("thinking_tokens"),
+        reasoning_tokens=wire.known_count((usage.get("output_tokens_details") or {}).get("thinking_tokens")),
     )

@@ -27,6 +27,9 @@ from broker.events import FailureCode
 #: Longest message passed on, in characters.
 MAX_MESSAGE_CHARS: Final = 300
 
+#: A longer Retry-After is cut to this: longer than any generation, and still a number to count with.
+LONGEST_RETRY_AFTER_SECONDS: Final = 1e6
+
 #: As much of a provider's message is looked at, in characters.
 _MAX_READ_CHARS: Final = 4096
 
@@ -190,10 +193,10 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
         except ValueError:
             continue
         if math.isfinite(seconds):
-            return max(0.0, seconds)
+            return min(max(0.0, seconds), LONGEST_RETRY_AFTER_SECONDS)
     try:
         date = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
-        return max(0.0, date.timestamp() - time.time())
+        return min(max(0.0, date.timestamp() - time.time()), LONGEST_RETRY_AFTER_SECONDS)
     except (ValueError, OverflowError):
         return None
 

@@ -270,8 +270,8 @@ class ChunkMapper:
 
 def _usage(usage: Mapping[str, Any]) -> Usage:
     return Usage(
-        input_tokens=int(usage.get("prompt_tokens") or 0),
-        output_tokens=int(usage.get("completion_tokens") or 0),
-        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
-        reasoning_tokens=(usage.get("completion_tokens_details") or {}).get("reasoning_tokens"),
+        input_tokens=wire.count(usage.get("prompt_tokens")),
+        output_tokens=wire.count(usage.get("completion_tokens")),
+        cached_tokens=wire.known_count((usage.get("prompt_tokens_details") or {}).get("cached_tokens")),
+        reasoning_tokens=wire.known_count((usage.get("completion_tokens_details") or {}).get("reasoning_tokens")),
     )

@@ -391,8 +391,8 @@ def _number(event: Mapping[str, Any]) -> float:
 
 def _usage(usage: Mapping[str, Any]) -> Usage:
     return Usage(
-        input_tokens=int(usage.get("input_tokens") or 0),
-        output_tokens=int(usage.get("output_tokens") or 0),
-        cached_tokens=(usage.get("input_tokens_details") or {}).get("cached_tokens"),
-        reasoning_tokens=(usage.get("output_tokens_details") or {}).get("reasoning_tokens"),
+        input_tokens=wire.count(usage.get("input_tokens")),
+        output_tokens=wire.count(usage.get("output_tokens")),
+        cached_tokens=wire.known_count((usage.get("input_tokens_details") or {}).get("cached_tokens")),
+        reasoning_tokens=wire.known_count((usage.get("output_tokens_details") or {}).get("reasoning_tokens")),
     )

@@ -27,6 +27,9 @@ from worker.sse import MAX_BYTES, SseReader
 #: the connection for the next call; `Finish` has been yielded before.
 DRAIN_SECONDS: Final = 0.1
 
+#: More than any answer takes.
+MOST_TOKENS: Final = 10**9
+
 #: Not to be overridden by `provider_options`: the request itself says them, or the worker depends on them.
 RESERVED_OPTIONS: Final = ("messages", "model", "stream")
 
@@ -256,6 +259,21 @@ class ToolCalls:
     def done_all(self) -> list[ProviderEvent]:
         """`done` for every open call, in order."""
         return [event for key in list(self._open) for event in self.done(key)]
+
+
+def count(value: object) -> int:
+    """Tokens, as a provider counts them; 0 for a number that cannot be right: it is no reason to lose an answer. Raises
+    `TypeError` for what is no number."""
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(value)
+    return int(value) if 0 <= value <= MOST_TOKENS else 0
+
+
+def known_count(value: object) -> int | None:
+    """The same, where it may be left out."""
+    return None if value is None else count(value)
 
 
 def part(type: str, data: object) -> Part:

@@ -1,0 +1,25 @@
+"""The workloads, by name: each a file that says what is done at which points, and makes one row of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from bench.workload import Workload
+from bench.workloads import append, ceiling, day, fanout, idle, latency, live, replay, storm, whole_path
+
+_ALL: Final[tuple[Workload, ...]] = (
+    live.WORKLOAD,
+    ceiling.WORKLOAD,
+    fanout.WORKLOAD,
+    replay.WORKLOAD,
+    idle.WORKLOAD,
+    append.WORKLOAD,
+    latency.WORKLOAD,
+    whole_path.ANSWERS,
+    whole_path.JOBS,
+    storm.WORKLOAD,
+    day.WORKLOAD,
+)
+
+WORKLOADS: Final[Mapping[str, Workload]] = {workload.name: workload for workload in _ALL}
