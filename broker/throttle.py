@@ -36,8 +36,8 @@ from typing import Final, Literal
 
 import structlog
 
+from broker.declared import ProviderLimits
 from broker.scripts import ADMIT, KEEP, PROVIDER, SETTLE
-from broker.settings import ProviderLimits
 from broker.store import Store
 from broker.wire import Arg
 

@@ -13,8 +13,8 @@ from fnmatch import fnmatchcase
 
 import orjson
 
+from broker.declared import Price
 from broker.events import Json, Usage
-from broker.settings import Price
 from worker.providers.base import Meter
 
 _TOKENS_A_PRICE = 1_000_000

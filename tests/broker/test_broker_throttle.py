@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from broker.settings import ProviderLimits, Settings
+from broker.declared import ProviderLimits
+from broker.settings import Settings
 from broker.store import Store
 from broker.throttle import (
     LEASES,

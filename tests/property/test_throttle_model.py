@@ -24,8 +24,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from broker.declared import ProviderLimits
 from broker.embedded import EmbeddedServer
-from broker.settings import ProviderLimits, Settings
+from broker.settings import Settings
 from broker.store import Store
 from broker.throttle import LEASES, MOST_PROBES, Admitted, Circuit, Outcome, Refused, Throttle, Wait
 from tests.property.schedules import TIMEOUT_SECONDS, schedules

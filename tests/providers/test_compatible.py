@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 import pytest
 from pydantic import ValidationError
 
+from broker.declared import BUILT_IN_PROVIDERS, CompatibleServer
 from broker.events import FailureCode
-from broker.settings import BUILT_IN_PROVIDERS, CompatibleServer, Settings
+from broker.settings import Settings
 from tests.providers.wires import collect, request, text_of
 from tests.support.wire_provider import Received, Reply, WireProvider, openai_stream
 from worker.providers.base import Call

@@ -13,8 +13,8 @@ from typing import Final
 
 import pytest
 
+from broker.declared import CompatibleServer
 from broker.events import Delta, FailureCode, FinishReason, Usage
-from broker.settings import CompatibleServer
 from tests.providers.wires import API_KEY, collect, request
 from tests.support.wire_provider import Cut, Pause, Reply, Send, WireProvider, sse
 from worker.providers.base import Call, Finish, Provider

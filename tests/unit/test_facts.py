@@ -5,8 +5,9 @@ from __future__ import annotations
 import orjson
 import pytest
 
+from broker.declared import Price
 from broker.events import Usage
-from broker.settings import Price, Settings
+from broker.settings import Settings
 from worker.facts import Facts, cost, encoded, price_of
 
 PRICE = Price(input=1.25, cached_input=0.125, output=10)

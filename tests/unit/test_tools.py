@@ -16,7 +16,8 @@ from typing import Any, Final
 import pytest
 import structlog
 
-from broker.settings import MAX_TOOL_RESULT_BYTES, HttpToolTarget, Settings
+from broker.declared import MAX_TOOL_RESULT_BYTES, HttpToolTarget
+from broker.settings import Settings
 from worker.tools import registry
 from worker.tools.base import ToolFailed, ToolOutcome
 from worker.tools.python import PythonTool, Threads, installed_tools

@@ -17,7 +17,8 @@ import pytest
 import trustme
 from pydantic import ValidationError
 
-from broker.settings import HttpToolTarget, Settings
+from broker.declared import HttpToolTarget
+from broker.settings import Settings
 from tests.support.wire_provider import Cut, End, Pause, Reply, Rst, Send, WireProvider
 from worker.tools.base import ToolOutcome
 from worker.tools.guard import AddressRefused, GuardedTransport, refused

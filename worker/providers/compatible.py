@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import openai
 
-from broker.settings import CompatibleServer
+from broker.declared import CompatibleServer
 from worker.providers import classify
 from worker.providers.openai import OpenAIProvider, Quirks
 

@@ -12,7 +12,7 @@ from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
-from broker.settings import CompatibleServer
+from broker.declared import CompatibleServer
 from worker.providers.base import Provider
 
 #: The group of entry points in which packages offer providers.

@@ -19,8 +19,8 @@ from typing import Final
 import httpx2
 import orjson
 
+from broker.declared import HttpToolTarget
 from broker.events import Json
-from broker.settings import HttpToolTarget
 from worker.tools.base import ToolFailed
 from worker.tools.guard import AddressRefused, GuardedTransport, Resolve, resolve
 

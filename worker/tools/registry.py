@@ -19,8 +19,9 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, best_match
 from referencing import Registry
 
+from broker.declared import MAX_TOOL_RESULT_BYTES
 from broker.events import Json
-from broker.settings import MAX_TOOL_RESULT_BYTES, Settings
+from broker.settings import Settings
 from worker.providers.classify import scrub
 from worker.tools.base import Tool, ToolFailed, ToolOutcome
 from worker.tools.http import http_tools
