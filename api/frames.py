@@ -31,6 +31,10 @@ class Framing(Protocol):
         """One logged event. The same function object for all viewers, so that it is encoded once for all."""
         ...
 
+    def chunk(self, entry: Entry) -> bytes:
+        """The same, as one chunk of an HTTP/1.1 body."""
+        ...
+
 
 class _Sse:
     """Server-sent events. The ping is one line with no blank line after it: some parsers make an empty event of a
@@ -48,6 +52,9 @@ class _Sse:
         event, data = wire(entry)
         return b"event: %b\nid: %b\ndata: %b\n\n" % (event, entry.position.encode(), data)
 
+    def chunk(self, entry: Entry) -> bytes:
+        return as_chunk(self.entry(entry))
+
 
 class _Ndjson:
     """One `{"id", "event", "data"}` a line."""
@@ -62,6 +69,14 @@ class _Ndjson:
     def entry(self, entry: Entry) -> bytes:
         event, data = wire(entry)
         return self.frame(event, data, entry.position)
+
+    def chunk(self, entry: Entry) -> bytes:
+        return as_chunk(self.entry(entry))
+
+
+def as_chunk(body: bytes) -> bytes:
+    """A piece of body as HTTP/1.1 frames it where there is no length (RFC 9112, 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(body), body)
 
 
 SSE: Final[Framing] = _Sse()

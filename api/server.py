@@ -58,6 +58,20 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]  # a key of ours
 
+    @property
+    def takes_more(self) -> bool:
+        """Whether what is written now leaves soon: the reader takes what it is sent, and is still there."""
+        return not self.flow.write_paused and not self.transport.is_closing()
+
+    @property
+    def takes_chunks(self) -> bool:
+        """Whether the body that has begun is sent in chunks."""
+        return bool(self.cycle.chunked_encoding)
+
+    def write(self, data: bytes) -> None:
+        """Write a part of the body that has begun, framed by the caller as `takes_chunks` says."""
+        self.transport.write(data)
+
     async def reset(self, *, flush: bool) -> None:
         """Reset the connection, after what was written has gone out if `flush`."""
         transport = self.transport

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 import structlog
 
@@ -33,6 +33,19 @@ _CANCEL_REPEATS: Final = 5
 _SPREAD_SECONDS: Final = 3.0
 
 
+#: Viewers that are written to directly are looked at this often, or eight times in the silence they may have.
+_BEAT_SECONDS: Final = 1.0
+_BEATS_A_PING: Final = 8
+
+
+class Beating(Protocol):
+    """Something that is looked at every `beat_seconds`."""
+
+    def beat(self, now: float) -> None:
+        """`now` is the loop's clock."""
+        ...
+
+
 class Draining(LegatoError):
     """This process is stopping. Cure: ask again; another one answers."""
 
@@ -57,6 +70,8 @@ class Services:
         self.tail = Tail(store)
         self.presence = Presence(store)
         self.totals = Totals(store)
+        self.beat_seconds = min(_BEAT_SECONDS, settings.ping_seconds / _BEATS_A_PING)
+        self.heartbeat: set[Beating] = set()  # viewers that are written to without a task of theirs waking
         self.viewers = 0
         self.draining = False
         self._fault_since: float | None = None
@@ -70,6 +85,7 @@ class Services:
         services = cls(store, settings)
         services.background(services.tail.run(), name="tail")
         services.background(services.presence.run(), name="presence")
+        services.background(services.beat(), name="heartbeat")
         try:
             yield services
         finally:
@@ -77,6 +93,15 @@ class Services:
                 task.cancel()
             await asyncio.gather(*services._tasks, return_exceptions=True)
             await store.aclose()
+
+    async def beat(self) -> None:
+        """One look, now and then, at each viewer that is written to directly: instead of a timer each."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(self.beat_seconds)
+            now = clock()
+            for viewer in list(self.heartbeat):
+                viewer.beat(now)
 
     def drain(self) -> None:
         """Not ready any more; every stream ends at a frame boundary, spread over a few seconds (`drain_seconds` if

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Final, Protocol
+from typing import Final
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
@@ -22,7 +22,7 @@ from api.auth import authenticate
 from api.frames import NDJSON, SSE, Framing
 from api.problem import Problem, problem_of
 from api.services import PASSING, Services
-from api.viewer import Start, Viewer, fault, start
+from api.viewer import Connection, Start, Viewer, fault, start
 from broker.errors import GenerationUnknown, LegatoError
 from broker.generation import is_id
 from broker.position import Position
@@ -38,18 +38,6 @@ STREAM_HEADERS: Final = [
     (b"x-accel-buffering", b"no"),
     (b"vary", b"Accept, Origin"),
 ]
-
-
-class Connection(Protocol):
-    """What a stream needs to do with its connection that ASGI has no words for."""
-
-    async def reset(self, *, flush: bool) -> None:
-        """Reset it, after what was written has gone out if `flush`."""
-        ...
-
-    def end_of_body_is_close(self) -> None:
-        """The body has no length and no chunks: to be said before the response starts, to a reader of HTTP/1.0."""
-        ...
 
 
 class EventsRoute:
@@ -174,7 +162,7 @@ async def serve(
         await send({"type": "http.response.start", "status": 204, "headers": answer})
         await send({"type": "http.response.body", "body": b""})
         return
-    viewer = Viewer(services, begin, framing)
+    viewer = Viewer(services, begin, framing, connection=scope.get(CONNECTION))
     services.viewers += 1
     try:
         await send_body(

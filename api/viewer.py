@@ -12,11 +12,11 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import orjson
 
-from api.frames import Framing, merged, open_data
+from api.frames import Framing, as_chunk, merged, open_data
 from api.services import Services
 from broker.errors import (
     DataLost,
@@ -85,11 +85,45 @@ async def start(services: Services, tenant: str, generation: str, cursor: str | 
     )
 
 
+class Connection(Protocol):
+    """What a stream needs to do with its connection that ASGI has no words for."""
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether what is written now leaves soon."""
+        ...
+
+    @property
+    def takes_chunks(self) -> bool:
+        """Whether the body that has begun is sent in chunks."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Write a part of the body that has begun, at once; framed by the caller as `takes_chunks` says."""
+        ...
+
+    async def reset(self, *, flush: bool) -> None:
+        """Reset it, after what was written has gone out if `flush`."""
+        ...
+
+    def end_of_body_is_close(self) -> None:
+        """The body has no length and no chunks: to be said before the response starts, to a reader of HTTP/1.0."""
+        ...
+
+
 class Viewer:
     """Chunks of whole frames for one reader. `finished` says, after the last one, whether the end was among them;
-    if not, the body must be ended incompletely."""
+    if not, the body must be ended incompletely.
 
-    def __init__(self, services: Services, begin: Start, framing: Framing) -> None:
+    A viewer that has been sent everything goes *direct* where there is a `connection`: what comes is written to it in
+    the call that brings the news, without waking this viewer's task (`broker.tail.Sink`). Whatever is out of the
+    ordinary (a gap, a reader that does not take what it is sent, much at once, the end, leaving) sends it back to
+    pulling, which decides.
+    """
+
+    def __init__(
+        self, services: Services, begin: Start, framing: Framing, *, connection: Connection | None = None
+    ) -> None:
         self.finished = False
         self.cursor = begin.cursor
         self._services = services
@@ -104,6 +138,11 @@ class Viewer:
         self._closes_at = loop.time() + settings.stream_max_age_seconds * random.uniform(0.8, 1.0)
         self._leaving = False
         self._page_size = FIRST_PAGE
+        self._connection = connection
+        self._encoder, self._ping = framing.entry, framing.ping
+        self._back: asyncio.Future[None] | None = None  # while direct: resolved when this is to pull again
+        self._spoke = False  # something was written since the last beat
+        self._quiet_since = 0.0
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """What to send, chunk by chunk, each of whole frames; ends after the terminal event, or where the connection
@@ -193,7 +232,72 @@ class Viewer:
             if now - sent_at >= self._ping_seconds:
                 yield self._framing.ping
                 sent_at = now
+            if self._may_go_direct(topic, version):
+                sent_at = await self._go_direct(topic, sent_at)
+                continue
             await topic.changed(version, min(pause, sent_at + self._ping_seconds - now, self._closes_at - now))
+
+    def _may_go_direct(self, topic: Topic, version: int) -> bool:
+        connection = self._connection
+        return (
+            connection is not None
+            and topic.version == version
+            and topic.window.last == self.cursor
+            and not self._services.draining
+            and connection.takes_more
+        )
+
+    async def _go_direct(self, topic: Topic, sent_at: float) -> float:
+        """Be written to as news comes, until something needs a closer look; returns when it was last written to."""
+        connection = self._connection
+        assert connection is not None  # noqa: S101 - asked before
+        chunks, framing = connection.takes_chunks, self._framing
+        self._encoder = framing.chunk if chunks else framing.entry
+        self._ping = as_chunk(framing.ping) if chunks else framing.ping
+        self._back = asyncio.get_running_loop().create_future()
+        self._spoke, self._quiet_since = False, sent_at
+        topic.attach(self)
+        self._services.heartbeat.add(self)
+        try:
+            await self._back
+        finally:
+            topic.detach(self)
+            self._services.heartbeat.discard(self)
+        return self._clock() if self._spoke else self._quiet_since
+
+    def offer(self, prev: str, notices: list[Notice]) -> bool:
+        """See `broker.tail.Sink`."""
+        connection = self._connection
+        if prev != self.cursor or connection is None or not connection.takes_more or len(notices) > _FRAMED_SINGLY:
+            return False
+        if len(notices) == 1:
+            connection.write(notices[0].encoded(self._encoder))
+        else:
+            connection.write(b"".join([notice.encoded(self._encoder) for notice in notices]))
+        self._spoke = True
+        entry = notices[-1].entry
+        self.cursor = entry.position
+        if entry.is_terminal:
+            self.finished = True
+            return False
+        return True
+
+    def disturbed(self) -> None:
+        """See `broker.tail.Sink`."""
+        if self._back is not None and not self._back.done():
+            self._back.set_result(None)
+
+    def beat(self, now: float) -> None:
+        """Every `beat_seconds` while direct: a keepalive after a silence, and an end at its time. The silence may have
+        begun a beat before it was noticed, and the next look is a beat away."""
+        connection = self._connection
+        if self._spoke:
+            self._spoke, self._quiet_since = False, now
+        if now >= self._closes_at or connection is None or not connection.takes_more:
+            self.disturbed()
+        elif now - self._quiet_since >= self._ping_seconds - 2 * self._services.beat_seconds:
+            connection.write(self._ping)
+            self._quiet_since = now
 
     async def _read(self) -> Page:
         page = await self._services.log.read(self._generation, self.cursor, self._page_size)

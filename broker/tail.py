@@ -13,7 +13,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Final
+from typing import Final, Protocol
 
 import msgpack
 
@@ -21,11 +21,23 @@ from broker.backoff import Backoff
 from broker.errors import StoreError
 from broker.events import Entry
 from broker.store import Store
-from broker.window import Window
+from broker.window import Notice, Window
 from broker.wire import Address, Reply, Wire
 
 #: How often the last entry of a quiet log is compared with its window.
 _CHECK_SECONDS: Final = 1.0
+
+
+class Sink(Protocol):
+    """A viewer that has read everything, and takes what comes by a plain call: no task wakes for it."""
+
+    def offer(self, prev: str, notices: list[Notice]) -> bool:
+        """Take what follows `prev`; False where it cannot, or needs no more: then it is detached."""
+        ...
+
+    def disturbed(self) -> None:
+        """It is detached, and must look for itself."""
+        ...
 
 
 class Topic:
@@ -38,6 +50,16 @@ class Topic:
         self.viewers = 0
         self._pushed = False  # since the last check
         self._waiting: set[asyncio.Future[None]] = set()
+        self._sinks: dict[Sink, None] = {}  # in the order they came
+
+    def attach(self, sink: Sink) -> None:
+        """Offer each notification to `sink`, at once, until it is detached or `disturbed`. To be called with the window
+        read to its end: nothing is offered that came before."""
+        self._sinks[sink] = None
+
+    def detach(self, sink: Sink) -> None:
+        """Offer it nothing more. Harmless where it is not attached."""
+        self._sinks.pop(sink, None)
 
     async def changed(self, version: int, seconds: float) -> bool:
         """Wait until the version is another than `version`, at most `seconds`; False when time was over."""
@@ -64,6 +86,9 @@ class Topic:
         self.version += 1
         for waiter in self._waiting:
             _resolve(waiter)
+        sinks, self._sinks = self._sinks, {}
+        for sink in sinks:
+            sink.disturbed()
 
     def notify(self, message: list[bytes]) -> None:
         """Take in a notification: `[prev, id, field, payload, …]`, or `[deleted]`, which the log will confirm."""
@@ -71,11 +96,17 @@ class Topic:
         if len(message) == 1:
             self.disturb()
             return
-        self.window.push(
-            message[0].decode(),
-            [Entry(message[i].decode(), message[i + 1], message[i + 2]) for i in range(1, len(message), 3)],
+        prev = message[0].decode()
+        fresh = self.window.push(
+            prev, [Entry(message[i].decode(), message[i + 1], message[i + 2]) for i in range(1, len(message), 3)]
         )
-        self.wake()
+        self.version += 1
+        for waiter in self._waiting:
+            _resolve(waiter)
+        if fresh and self._sinks:
+            for sink in [sink for sink in self._sinks if not sink.offer(prev, fresh)]:
+                self.detach(sink)
+                sink.disturbed()
 
     def was_quiet(self) -> bool:
         """Whether no notification came since this was last asked."""

@@ -51,20 +51,23 @@ class Window:
         if self.last is None:
             self._begin(position)
 
-    def push(self, prev: str, entries: Sequence[Entry]) -> None:
-        """Join a notification, drop it if the chain has passed it exactly, or begin anew with it alone."""
+    def push(self, prev: str, entries: Sequence[Entry]) -> list[Notice]:
+        """Join a notification, drop it if the chain has passed it exactly, or begin anew with it alone. What was taken
+        in: it follows `prev`."""
         if prev != self.last:
             if entries and entries[-1].position in self._index:
-                return
+                return []
             self._begin(prev)
-        for entry in entries:
-            self._index[entry.position] = self._dropped + len(self._notices)
-            self._notices.append(Notice(entry))
-            self._bytes += len(entry.payload)
+        fresh = [Notice(entry) for entry in entries]
+        for notice in fresh:
+            self._index[notice.entry.position] = self._dropped + len(self._notices)
+            self._notices.append(notice)
+            self._bytes += len(notice.entry.payload)
         if entries:
             self.last = entries[-1].position
         if len(self._notices) > 2 * self._most or (self._bytes > 2 * self._most_bytes and len(self._notices) > 1):
             self._trim()
+        return fresh
 
     def after(self, cursor: str) -> list[Notice] | None:
         """What follows `cursor`; an empty list at the end of the chain; None where only the log can tell."""

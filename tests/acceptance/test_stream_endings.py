@@ -124,7 +124,7 @@ def test_a_retried_attempt_is_announced_and_taken_back(stack: Stack) -> None:
         ({"tokens": 9, "faults": [{"at_token": 3, "kind": "rate_limit"}]}, {}, "rate_limited"),
         ({"tokens": 9, "faults": [{"at_token": 3, "kind": "truncate"}]}, {}, "upstream_incomplete"),
         ({"tokens": 9, "faults": [{"at_token": 3, "kind": "stall"}]}, {"stall_seconds": 0.5}, "stalled"),
-        ({"tokens": 900, "tokens_per_second": 50}, {"timeout_seconds": 1}, "timeout"),
+        ({"tokens": 900, "tokens_per_second": 50}, {"timeout_seconds": 4}, "timeout"),
         ({"turns": [{"colour": "red"}]}, {}, "invalid_request"),
     ],
 )

@@ -1,0 +1,98 @@
+"""Viewers that are written to directly: they take a chain of notices and nothing else, and leave at anything odd."""
+
+from __future__ import annotations
+
+from broker.tail import Topic
+from broker.window import Notice
+
+
+class Taker:
+    """A sink that notes what it is offered, and takes so much of it."""
+
+    def __init__(self, most: int = 1000) -> None:
+        self.offered: list[tuple[str, list[str]]] = []
+        self.disturbances = 0
+        self._most = most
+
+    def offer(self, prev: str, notices: list[Notice]) -> bool:
+        if len(self.offered) == self._most:
+            return False
+        self.offered.append((prev, [notice.entry.position for notice in notices]))
+        return True
+
+    def disturbed(self) -> None:
+        self.disturbances += 1
+
+
+def message(prev: str, *positions: str) -> list[bytes]:
+    parts = [part for position in positions for part in (position.encode(), b"d", b"text")]
+    return [prev.encode(), *parts]
+
+
+def topic(*sinks: Taker) -> Topic:
+    made = Topic("gen_x")
+    made.window.start("3-1")
+    for sink in sinks:
+        made.attach(sink)
+    return made
+
+
+def test_what_comes_is_offered_in_the_order_of_the_chain() -> None:
+    taker = Taker()
+    followed = topic(taker)
+    followed.notify(message("3-1", "4-1"))
+    followed.notify(message("4-1", "5-1", "6-1"))
+    assert taker.offered == [("3-1", ["4-1"]), ("4-1", ["5-1", "6-1"])]
+    assert taker.disturbances == 0
+
+
+def test_a_notification_that_comes_twice_is_offered_once() -> None:
+    taker = Taker()
+    followed = topic(taker)
+    for _ in range(2):
+        followed.notify(message("3-1", "4-1"))
+    assert taker.offered == [("3-1", ["4-1"])]
+
+
+def test_behind_a_gap_it_is_told_what_it_follows() -> None:
+    """The chain begins anew: who is elsewhere sees by `prev` that it is, and looks for itself."""
+    taker = Taker()
+    followed = topic(taker)
+    followed.notify(message("6-1", "7-1"))
+    assert taker.offered == [("6-1", ["7-1"])]
+
+
+def test_who_does_not_take_is_let_go_and_told_and_the_others_are_not() -> None:
+    full, taker = Taker(most=1), Taker()
+    followed = topic(full, taker)
+    for at in range(3, 6):
+        followed.notify(message(f"{at}-1", f"{at + 1}-1"))
+    assert len(full.offered) == 1
+    assert full.disturbances == 1
+    assert len(taker.offered) == 3
+    assert taker.disturbances == 0
+
+
+def test_a_disturbance_lets_everybody_go_once() -> None:
+    takers = [Taker(), Taker()]
+    followed = topic(*takers)
+    followed.disturb()
+    followed.disturb()
+    followed.notify(message("3-1", "4-1"))
+    assert [taker.disturbances for taker in takers] == [1, 1]
+    assert [taker.offered for taker in takers] == [[], []]
+
+
+def test_a_deleted_generation_is_a_disturbance() -> None:
+    taker = Taker()
+    topic(taker).notify([b"deleted"])
+    assert taker.disturbances == 1
+
+
+def test_who_is_detached_is_offered_nothing() -> None:
+    taker = Taker()
+    followed = topic(taker)
+    followed.detach(taker)
+    followed.detach(taker)
+    followed.notify(message("3-1", "4-1"))
+    assert (taker.offered, taker.disturbances) == ([], 0)
