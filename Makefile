@@ -40,8 +40,9 @@ chaos: setup
 test-containers: setup
 	$(BIN)/python -m tests.containers
 
+# Everything against everything, some hours; `make bench BENCH="--only W1 --quick"` for less (bench/README.md).
 bench: setup
-	$(BIN)/python -m bench.tail_latency
+	$(BIN)/python -m bench $(BENCH)
 
 lock:
 	uv pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 \

@@ -4,7 +4,10 @@
 
 Every workload is gone through round by round, and in each round contender by contender, so that what else the machine
 does meets all of them alike. Prints a line a run as it comes, then a table a workload; says when the machine was too
-busy for the figures to be quoted, and exits 1 then. Rivals that are not here are left out by name, with how to get them.
+busy for the figures to be quoted. Rivals that are not here are left out by name, with how to get them. They are kept,
+like the native programs, below ~/.cache/legato-bench, or where LEGATO_BENCH_CACHE says.
+
+Exits 0; 1 when a row is invalid or the run is not fit to be quoted; 3 when there is no C compiler or too few cores.
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ def process(
     core: int = SERVER_CORE,
     directory: Path | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A server that answers `url` (anything but a refused connection), until the block ends."""
+    """A server that answers `url` (with anything but 503), until the block ends."""
     log = place.directory / f"{name}.log"
     with log.open("wb") as out:
         started = subprocess.Popen(
@@ -223,8 +223,10 @@ def _wait_for(started: subprocess.Popen[bytes], url: str, log: Path) -> None:
         try:
             with urllib.request.urlopen(url, timeout=1):
                 return
-        except urllib.error.HTTPError:
-            return
+        except urllib.error.HTTPError as answer:
+            if answer.code != 503:
+                return
+            time.sleep(_POLL_SECONDS)
         except OSError:
             time.sleep(_POLL_SECONDS)
     raise NotStarted(f"{url} does not answer: {log.read_text(errors='replace')[-1500:]}")

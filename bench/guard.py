@@ -3,8 +3,8 @@
     python -m bench.guard
 
 Absolute figures of a shared machine say little, ratios within one interleaved run much more: Legato is compared with
-the floor (one write() an event, in C) and with the naive server (one XREAD a viewer), which Legato's own environment can
-run. Exits 0 when the ratios hold, 1 when they do not, 3 when there is no C compiler or there are too few cores.
+the floor (one write() an event, in C) and with the naive server (one XREAD a viewer), which Legato's own environment
+can run. Exits 0 when the ratios hold, 1 when they do not, 3 when there is no C compiler or there are too few cores.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def main() -> int:
             f"  p99 {figures.p99_ms or 0:7.2f} ms  spread {item.spread:.0%}"
         )
     problems = judged(found["legato"], found["c_floor"], found["naive_streaming"])
-    for problem in problems:
-        print(f"guard: {problem}", file=sys.stderr)
+    for line in problems:
+        print(f"guard: {line}", file=sys.stderr)
     return 1 if problems else 0
 
 

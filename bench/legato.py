@@ -79,7 +79,7 @@ class Legato(Contender):
         asyncio.run(_end(running.store.url, streams.names, tokens))
 
     def cancel(self, running: Running, stream: str) -> bool:
-        url = f"http://{running.address}/v1/generations/{stream.split()[0]}/cancel"
+        url = f"http://{running.address}/v1/generations/{stream.split(maxsplit=1)[0]}/cancel"
         try:
             with urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=_CANCEL_SECONDS):
                 return True

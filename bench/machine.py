@@ -25,6 +25,8 @@ MOST_OTHERS: Final = 0.05
 MOST_STEAL: Final = 0.02
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
+#: A second of two cores; what is shorter is mostly rounding.
+_LEAST_TICKS: Final = 2 * _TICKS
 
 
 class TooFewCores(Exception):
@@ -97,12 +99,15 @@ class Watch:
         self._begin = _clock()
         self._own = os.times()
 
-    def busy(self, ours_us: float) -> Busy:
-        """Since the watch was made; `ours_us` is what the processes of the run used, but for this one."""
+    def busy(self, ours_us: float) -> Busy | None:
+        """Since the watch was made; `ours_us` is what the processes of the run used, but for this one. None for a time
+        that is too short to be told in ticks."""
         end = _clock()
         now = os.times()
         own = now.user + now.system - self._own.user - self._own.system
-        ticks = max(end.all - self._begin.all, 1)
+        ticks = end.all - self._begin.all
+        if ticks < _LEAST_TICKS:
+            return None
         others = end.busy - self._begin.busy - ours_us * _TICKS / 1e6 - own * _TICKS
         return Busy(steal=round((end.steal - self._begin.steal) / ticks, 4), others=round(max(others, 0) / ticks, 4))
 

@@ -35,7 +35,7 @@ class Measured:
 
     viewed: Viewed
     written: Written | None  # None: the server made the tokens itself
-    busy: Busy
+    busy: Busy | None
     running: Running
 
     @property
@@ -47,6 +47,8 @@ class Measured:
             notes.append(f"{self.viewed.silent} viewers got nothing")
         if self.viewed.dropped:
             notes.append(f"{self.viewed.dropped} connections were closed by the server")
+        if self.viewed.complaint:
+            notes.append(self.viewed.complaint)
         return "; ".join(notes)
 
     @property
@@ -104,6 +106,8 @@ def figures_of(
     measured: Measured,
     *,
     back_ms: float | None = None,
+    first_p50_ms: float | None = None,
+    first_p99_ms: float | None = None,
     server_kib: float | None = None,
     store_kib: float | None = None,
 ) -> Figures:
@@ -121,6 +125,8 @@ def figures_of(
         p99_ms=known(viewed.p99_ms),
         max_ms=known(viewed.max_ms),
         back_ms=back_ms,
+        first_p50_ms=first_p50_ms,
+        first_p99_ms=first_p99_ms,
         server_kib=server_kib,
         store_kib=store_kib,
     )

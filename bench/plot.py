@@ -105,7 +105,7 @@ WANTED: Final = (
 
 
 def plots(summaries: Sequence[Summary]) -> dict[str, str]:
-    """File name and SVG of each plot for which there is a line of at least two points; lines with losses are left out."""
+    """File name and SVG of each plot for which there is a line of at least two points; invalid ones are left out."""
     found = {}
     for wanted in WANTED:
         lines = []
@@ -134,7 +134,7 @@ def svg(plot: Plot) -> str:
         raise ValueError("a plot needs points, all of them above 0")
     across, up = _Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT), _Axis(min(ys), max(ys), HEIGHT - BOTTOM, TOP)
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
         _text(LEFT, TOP - 20, plot.title, size=15),
         _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, plot.x_label, anchor="middle"),

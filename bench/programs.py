@@ -111,6 +111,7 @@ class Viewed:
     returns: int
     cpu_us: float
     processes: Mapping[str, ProcessUse] = field(default_factory=dict)
+    complaint: str = ""  # the first answer that was none, or the first connection that failed
 
     def cpu_of(self, names: Iterable[str]) -> float:
         return sum(self.processes[name].cpu_us for name in names)
@@ -145,12 +146,15 @@ class Load:
         return int(line.split()[1])
 
     def result(self) -> Viewed:
-        out, errors = self._process.communicate(timeout=PROGRAM_SECONDS)
+        try:
+            out, errors = self._process.communicate(timeout=PROGRAM_SECONDS)
+        finally:
+            self.stop()
         if self._process.returncode or not out.strip():
             raise ProgramFailed(f"sseload failed: {errors}")
         data: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
         data["processes"] = {name: ProcessUse(**use) for name, use in data["processes"].items()}
-        return Viewed(**data)
+        return Viewed(**data, complaint=" ".join(errors.split())[:120])
 
     def stop(self) -> None:
         if self._process.poll() is None:
@@ -173,7 +177,10 @@ class Writer:
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def result(self) -> Written:
-        out, errors = self._process.communicate(timeout=PROGRAM_SECONDS)
+        try:
+            out, errors = self._process.communicate(timeout=PROGRAM_SECONDS)
+        finally:
+            self.stop()
         if self._process.returncode:
             raise ProgramFailed(f"the writer failed: {errors}")
         data = json.loads(out)

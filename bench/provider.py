@@ -13,7 +13,7 @@ import asyncio
 import json
 import re
 import time
-from typing import Final
+from typing import Final, cast
 
 import uvloop
 
@@ -29,8 +29,7 @@ class Provider(asyncio.Protocol):
         self._answering: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none of asyncio's classes
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._answering is not None:

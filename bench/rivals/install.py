@@ -120,6 +120,12 @@ def lacks_nchan() -> str | None:
     return f"nginx with Nchan is not here; on Debian: apt-get install {' '.join(DEBIAN_PACKAGES)}"
 
 
+def debian_versions() -> str:
+    """Of nginx and Nchan, as Debian names them."""
+    command = ["dpkg-query", "--show", "--showformat=${Package} ${Version} ", *DEBIAN_PACKAGES]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def _has(directory: Path, wanted: Sequence[str]) -> bool:
     """Whether exactly these were installed here."""
     stamp = directory / ".installed"

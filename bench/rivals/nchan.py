@@ -14,7 +14,7 @@ from typing import Final
 from bench.contender import Contender, Place, Running, StoreRunning, Streams, process, store, with_children
 from bench.machine import free_port
 from bench.programs import Writing
-from bench.rivals.install import NCHAN_MODULE, install_nchan, lacks_nchan
+from bench.rivals.install import NCHAN_MODULE, debian_versions, install_nchan, lacks_nchan
 
 _WORKLOADS: Final = frozenset({"W1", "W1C", "W2", "W3", "W4", "W6", "W8"})
 _CONNECTIONS: Final = 8
@@ -25,7 +25,7 @@ load_module {module};
 daemon off;
 worker_processes 1;
 pid {directory}/nginx.pid;
-error_log {directory}/error.log info;
+error_log {directory}/error.log crit;
 events {{ worker_connections 60000; }}
 worker_rlimit_nofile 65000;
 http {{
@@ -37,11 +37,10 @@ http {{
   fastcgi_temp_path {directory}/fastcgi;
   uwsgi_temp_path {directory}/uwsgi;
   scgi_temp_path {directory}/scgi;
-  nchan_shared_memory_size 512M;
+  nchan_shared_memory_size 2048M;
   {upstream}
   server {{
     listen 127.0.0.1:{port} backlog=4096;
-    location = /none {{ return 204; }}
     location ~ ^/pub/(\\w+)$ {{
       nchan_publisher http;
       nchan_channel_id $1;
@@ -74,7 +73,7 @@ class Nchan(Contender):
         install_nchan()
 
     def version(self) -> str:
-        return "Debian's nginx and libnginx-mod-nchan"
+        return debian_versions()
 
     @contextmanager
     def start(self, place: Place) -> Iterator[Running]:
@@ -106,7 +105,9 @@ class Nchan(Contender):
         configuration = place.directory / "nginx.conf"
         configuration.write_text(f"user root;\n{text}" if os.geteuid() == 0 else text)
         command = ["nginx", "-p", str(place.directory), "-c", str(configuration)]
-        with process(place, self.name, command, url=f"http://127.0.0.1:{port}/none", environment=os.environ) as server:
+        with process(
+            place, self.name, command, url=f"http://127.0.0.1:{port}/pub/ready", environment=os.environ
+        ) as server:
             yield Running(port=port, servers=with_children(self.name, server.pid), store=redis)
 
 

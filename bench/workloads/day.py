@@ -1,4 +1,4 @@
-"""W9: some minutes of everything at once: live streams, viewers that come and go, slow ones, streams that are cancelled.
+"""W9: some minutes of everything at once: live streams, viewers that come and go, slow ones, cancels.
 
 Memory is what it looks for: what a process has grown by a minute, between the first third of the window and the last.
 """

@@ -13,9 +13,9 @@ from bench.workload import Means, Outcome, Point, Workload
 
 AT_ONCE: Final = 8
 #: Tokens that all viewers of a run read in all, about.
-TOKENS_READ: Final = 1_600_000
+TOKENS_READ: Final = 800_000
 QUICK_TOKENS_READ: Final = 40_000
-LONGEST_SECONDS: Final = 300.0
+LONGEST_SECONDS: Final = 900.0
 
 
 def _run(contender: Contender, point: Point, means: Means) -> Outcome:

@@ -1,4 +1,7 @@
-"""W8: every viewer is dropped at once and comes back at once, with the last id it has: a load balancer that restarts."""
+"""W8: every viewer is dropped at once and comes back at once, with the last id it has: a load balancer restarts.
+
+A viewer counts as back with its first token, and there is one every 200 ms: less than that nobody can have.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,13 @@ def _run(contender: Contender, point: Point, means: Means) -> Outcome:
         streams = contender.prepare(running, min(STREAMS, point.x))
         options = ["--resume", "--storm", str(DROP_SECONDS), "--ramp", str(point.x)]
         measured = live(contender, place, running, streams, plan, viewers=point.x, options=options)
-        figures = figures_of(measured, back_ms=known(measured.viewed.storm_ms))
+        viewed = measured.viewed
+        figures = figures_of(
+            measured,
+            back_ms=known(viewed.storm_ms),
+            first_p50_ms=known(viewed.back_p50_ms),
+            first_p99_ms=known(viewed.back_p99_ms),
+        )
         outcome = outcome_of(measured, figures)
         if figures.back_ms is None:
             return Outcome(figures=figures, errors=1, note=f"not all were back in {window - DROP_SECONDS:.0f} s")
