@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
 
@@ -121,6 +122,12 @@ class Log:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._keys = store.keys
+        # The same few thousand generations are appended to again and again.
+        self._names = lru_cache(maxsize=4096)(self._names_of)
+
+    def _names_of(self, generation: str) -> tuple[list[str], str]:
+        """Keys and channel of an append."""
+        return self._keys.of(generation), self._keys.live(generation)
 
     async def append(
         self,
@@ -140,12 +147,13 @@ class Log:
         call. Raises `StoreReplyError` for a batch with a hole, or with events after a terminal one.
         """
         script = APPEND_TERMINAL if entries and entries[-1].is_terminal else APPEND
-        args: list[Arg] = [epoch, owner, prev, self._keys.live(generation), len(notes)]
+        keys, channel = self._names(generation)
+        args: list[Arg] = [epoch, owner, prev, channel, len(notes)]
         for note in notes.items():
             args += note
         for entry in entries:
             args += entry
-        reply = await self._store.pipe(script, self._keys.of(generation), args)
+        reply = await self._store.pipe(script, keys, args)
         match reply:
             case [b"appended", head, stored, cancel]:
                 return Appended(head.decode(), int(stored), cancel.decode())

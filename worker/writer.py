@@ -187,13 +187,15 @@ class Writer:
         prev = self._entries[self._stored - 1].position if self._stored else BEGINNING
         lease, asks = self.lease, self._asks
         head = self._stored + len(batch)
-        sent = {field: note for field, note in self._notes.items() if batch and not note.stored and note.seq <= head}
-        notes = {field: note.value for field, note in sent.items()}
+        sent: list[tuple[str, _Note]] = []
+        if self._notes and batch:
+            sent = [item for item in self._notes.items() if not item[1].stored and item[1].seq <= head]
+        notes = {field: note.value for field, note in sent}
         answer = await self._log.append(lease.generation, lease.epoch, lease.owner, prev, batch, notes)
         match answer:
             case answers.Appended(cancel=reason):
                 self._answered = asks
-                for note in sent.values():
+                for _, note in sent:
                     note.stored = True
                 self.answered_at = self._pulse.now()
                 self._advance(head)
@@ -233,9 +235,12 @@ class Writer:
         self._advance(stored)
 
     def _next_batch(self) -> list[Entry]:
+        waiting = self._entries[self._stored : self._stored + MAX_APPEND_EVENTS]
+        if self._waiting_bytes <= MAX_APPEND_BYTES:
+            return waiting
         batch: list[Entry] = []
         size = 0
-        for entry in self._entries[self._stored : self._stored + MAX_APPEND_EVENTS]:
+        for entry in waiting:
             size += len(entry.payload)
             if batch and size > MAX_APPEND_BYTES:
                 break
@@ -244,7 +249,8 @@ class Writer:
 
     def _advance(self, stored: int) -> None:
         self._stored = stored
-        self._waiting_bytes = sum(len(entry.payload) for entry in self._entries[stored:])
+        waiting = self._entries[stored:]
+        self._waiting_bytes = sum([len(entry.payload) for entry in waiting]) if waiting else 0
         self._full_at = stored + _ROOM_EVENTS
         self.is_full = len(self._entries) >= self._full_at or self._waiting_bytes >= _ROOM_BYTES
         self._progress.set()
