@@ -26,7 +26,7 @@ from cli.logs import configure
 from worker.__main__ import work
 
 #: Variables of our names that are no settings of a server: the client's, and the tests'.
-_OTHER_VARIABLES = {"LEGATO_URL", "LEGATO_TEST_REDIS_URL", "LEGATO_MODEL_RUNS"}
+_OTHER_VARIABLES = {"LEGATO_URL", "LEGATO_TEST_REDIS_URL", "LEGATO_MODEL_RUNS", "LEGATO_BENCH_CACHE"}
 
 #: The lease of `legato dev`, unless the environment says otherwise.
 _DEV_LEASE_SECONDS = 3.0

@@ -21,6 +21,7 @@ DOCS: Final = Path(__file__).parent
 OTHERS: Final = {
     "LEGATO_URL": ("cli/client.py", "Where the client commands find the API; default `http://127.0.0.1:8700`."),
     "LEGATO_TEST_REDIS_URL": ("tests/conftest.py", "A server to run the tests against, in place of the embedded one."),
+    "LEGATO_BENCH_CACHE": ("bench/programs.py", "Where `make bench` keeps rivals; default `~/.cache/legato-bench`."),
 }
 
 #: Read by the providers' SDKs in the worker, not by Legato.
