@@ -43,6 +43,34 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        rule="append, ordinary: the holder's owner",
+        file="broker/scripts/append.lua",
+        old="if r[1] == ARGV[1] and r[2] == ARGV[2] and",
+        new="if r[1] == ARGV[1] and",
+        caught_by=[LOG],
+    ),
+    Mutation(
+        rule="append, ordinary: the holder's epoch",
+        file="broker/scripts/append.lua",
+        old="if r[1] == ARGV[1] and r[2] == ARGV[2] and",
+        new="if",
+        caught_by=[LOG],
+    ),
+    Mutation(
+        rule="append, ordinary: the log ends where the batch begins",
+        file="broker/scripts/append.lua",
+        old="and r[3] == ARGV[3] and r[4] == 'running' then",
+        new="and r[4] == 'running' then",
+        caught_by=[LOG],
+    ),
+    Mutation(
+        rule="append, ordinary: ends go the long way, where a stored cancel is looked at",
+        file="broker/scripts/append.lua",
+        old="      and field ~= 'completed' and field ~= 'failed' and field ~= 'cancelled'\n",
+        new="",
+        caught_by=[LOG],
+    ),
+    Mutation(
         rule="append: an earlier epoch is fenced",
         file="broker/scripts/append.lua",
         old="or stored_epoch > epoch or",
