@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test chaos lint types imports check test-containers bench lock docs clean
+.PHONY: setup demo test test-node chaos lint types imports check test-containers bench lock docs clean
 
 setup: .venv/.ready
 
@@ -19,6 +19,10 @@ demo: setup
 
 test: setup check
 	$(BIN)/python -m pytest
+
+# The npm projects (clients/, tests/clients/, examples/), each from its lockfile. Needs Node.js 20 or newer with npm.
+test-node: setup
+	tests/clients/run $(NODE)
 
 check: lint types imports
 

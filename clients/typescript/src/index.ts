@@ -1,0 +1,1 @@
+export { FrameReader, type Frame } from "./sse.js";
