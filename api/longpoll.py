@@ -17,6 +17,7 @@ from api.frames import merged
 from api.problem import Problem
 from api.services import Services
 from api.viewer import Start, status_of
+from broker.errors import DataLost, GenerationUnknown
 from broker.log import Page
 
 #: Seconds that an answer may wait, and entries it looks at, where the query does not say; and the most of each.
@@ -24,6 +25,9 @@ DEFAULT_WAIT: Final = 25.0
 MOST_WAIT: Final = 55.0
 DEFAULT_LIMIT: Final = 500
 MOST_LIMIT: Final = 1000
+
+#: How long a generation that the store has lost is left alone before it is looked for again.
+_LOST_PAUSE_SECONDS: Final = 0.5
 
 Event = dict[str, object]
 
@@ -43,29 +47,43 @@ def bounds(query: dict[str, str]) -> tuple[float, int]:
 async def answer(services: Services, begin: Start, *, wait: float, limit: int) -> Response:
     """`{verdict, events, position, status}`. Raises `StoreUnavailable`: here that is a 503."""
     events: list[Event] = []
-    cursor, page = begin.cursor, begin.page
-    if begin.snapshot:
+    cursor, page, verdict = begin.cursor, begin.page, begin.verdict
+    if not begin.snapshot and not (page.entries or page.state.is_terminal):
+        page = await _next(services, begin, wait=wait, limit=limit)
+        verdict = verdict if page.held else "rewound"
+    if begin.snapshot or not page.held:
         fold, page = await services.log.folded(begin.generation)
         events.append(_event(fold.position, b"snapshot", fold.data(status_of(page))))
         cursor = fold.position
         page = await services.log.read(begin.generation, cursor, limit)
-    if not (events or page.entries or page.state.is_terminal):
-        async with AsyncExitStack() as attached:
-            if page.counts_viewers:
-                await attached.enter_async_context(services.presence.attending(begin.generation))
-            topic = await attached.enter_async_context(services.tail.follow(begin.generation))
-            until = asyncio.get_running_loop().time() + wait
-            while True:
-                version = topic.version
-                page = await services.log.read(begin.generation, cursor, limit)
-                left = until - asyncio.get_running_loop().time()
-                if page.entries or page.state.is_terminal or not page.held or services.draining or left <= 0:
-                    break
-                await topic.changed(version, left)
     entries = page.entries[:limit]
     events += [_event(place, name, data) for place, name, data in merged(entries)]
     position = entries[-1].position if entries else cursor
-    return _response(begin.verdict if page.held else "rewound", events, position, page)
+    return _response(verdict, events, position, page)
+
+
+async def _next(services: Services, begin: Start, *, wait: float, limit: int) -> Page:
+    """The first page with something new, or with news of the cursor; the last one that was read when time is over. A
+    generation that the store has lost may come back within it."""
+    now = asyncio.get_running_loop().time
+    until = now() + wait
+    async with AsyncExitStack() as attached:
+        if begin.page.counts_viewers:
+            await attached.enter_async_context(services.presence.attending(begin.generation))
+        topic = await attached.enter_async_context(services.tail.follow(begin.generation))
+        while True:
+            version = topic.version
+            left = until - now()
+            try:
+                page = await services.log.read(begin.generation, begin.cursor, limit)
+            except (GenerationUnknown, DataLost) as exc:
+                if services.draining or left <= 0:
+                    raise DataLost(f"the store has lost data, {begin.generation} perhaps too") from exc
+                await topic.changed(version, min(left, _LOST_PAUSE_SECONDS))
+                continue
+            if page.entries or page.state.is_terminal or not page.held or services.draining or left <= 0:
+                return page
+            await topic.changed(version, left)
 
 
 def _event(position: str, name: bytes, data: bytes) -> Event:

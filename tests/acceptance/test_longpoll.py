@@ -5,13 +5,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import msgpack
 import pytest
+import redis
 
+from broker.events import Completed, Delta, FinishReason, Started, encode
+from broker.keys import Keys
 from tests.support.sse_client import Answer, events_path, request
-from tests.support.stack import Stack
+from tests.support.stack import Stack, eventually
 from worker.providers.sim import sim_text
+
+#: A whole answer of another attempt.
+ANOTHER = (
+    Started(attempt=2, provider="sim", model="sim-1"),
+    Delta(text="another"),
+    Completed(finish_reason=FinishReason.STOP, usage=None, characters=7),
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +87,50 @@ def test_a_delete_ends_the_wait(stack: Stack) -> None:
     deleting.start()
     assert ask(stack, generation, "1-1", query="wait=15").status == 410
     deleting.join()
+
+
+def test_another_attempt_that_has_ended_meanwhile_gives_a_snapshot(stack: Stack) -> None:
+    """All at once the position is gone and the end is there: a reader that was told only of the end would stop, with
+    text that is no more."""
+    generation = stack.submit({"tokens": 3, "first_token_ms": 20_000})
+    stack.wait_entries(generation, 1)
+    holder = stack.holder(generation)
+    holder.pause()
+    with ThreadPoolExecutor(1) as pool, redis.Redis.from_url(stack.url, protocol=2) as client:
+        waiting = pool.submit(ask, stack, generation, "1-1", query="wait=20")
+        keys = Keys(stack.prefix)
+        eventually(lambda: client.pubsub_shardnumsub(keys.live(generation))[0][1] == 1, "it waits")
+        log, record = keys.log(generation), keys.record(generation)
+        with client.pipeline() as changes:
+            changes.delete(log)
+            for place, event in zip(("1-9", "2-9", "3-9"), ANOTHER, strict=True):
+                stored = encode(event)
+                changes.xadd(log, {stored.field: stored.payload}, id=place)
+            changes.hset(record, mapping={"head": "3-9", "state": "completed", "epoch": "9", "owner": "another"})
+            changes.execute()
+        said = waiting.result(30).json()
+    holder.resume()
+    assert said["verdict"] == "rewound"
+    assert [(event["event"], event["id"]) for event in said["events"]] == [("snapshot", "2-9"), ("completed", "3-9")]
+    assert (text_of(said["events"]), said["status"], said["position"]) == ("another", "completed", "3-9")
+
+
+def test_a_loss_that_is_put_back_is_no_404_to_who_waits(stack: Stack) -> None:
+    generation = stack.submit({"tokens": 5, "seed": 9, "first_token_ms": 4000})
+    stack.wait_entries(generation, 1)
+    holder = stack.holder(generation)
+    with ThreadPoolExecutor(1) as pool, redis.Redis.from_url(stack.url, protocol=2) as client:
+        waiting = pool.submit(ask, stack, generation, "1-1", query="wait=40")
+        keys = Keys(stack.prefix)
+        eventually(lambda: client.pubsub_shardnumsub(keys.live(generation))[0][1] == 1, "it waits")
+        holder.pause()
+        client.delete(*keys.of(generation))
+        client.execute_command("SPUBLISH", keys.live(generation), msgpack.packb(["look"]))  # it sees the loss first
+        time.sleep(0.3)
+        holder.resume()
+        answer = waiting.result(60)
+    assert answer.status == 200
+    assert answer.json()["events"][0]["event"] == "delta"
 
 
 @pytest.mark.parametrize("query", ["wait=56", "wait=-1", "wait=soon", "limit=0", "limit=1001", "wait=nan"])
