@@ -7,6 +7,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from api import generations, health, metrics, problem, submit, tool_results
+from api.dialects import ai_sdk
 from api.edge import Edge
 from api.services import Services
 from api.stream import EventsRoute
@@ -32,5 +33,6 @@ def build(services: Services) -> ASGIApp:
         "/v1/generations/{generation}/events", EventsRoute(services), methods=["GET", "HEAD"], include_in_schema=False
     )
     app.router.routes.append(events)
+    app.router.routes.extend(ai_sdk.routes(services))
     settings = services.settings
     return Edge(app, origins=settings.cors_origins, max_body_bytes=settings.max_body_bytes)

@@ -15,7 +15,9 @@ from api.problem import Problem, allowed_methods
 _log = structlog.get_logger("legato.api")
 
 _ALLOW_HEADERS: Final = "Authorization, X-API-Key, Content-Type, Accept, Last-Event-ID, Idempotency-Key"
-_EXPOSE_HEADERS: Final = "Location, Retry-After, Idempotent-Replayed"
+_EXPOSE_HEADERS: Final = (
+    "Location, Retry-After, Idempotent-Replayed, X-Workflow-Run-Id, X-Workflow-Stream-Tail-Index, X-Legato-Code"
+)
 
 
 class Edge:

@@ -24,8 +24,10 @@ from api.request_model import WORDED, Submit
 from api.services import PASSING, Services
 from api.stream import FaultResponse, StreamResponse, cursor_of, names_sse
 from api.viewer import start
+from broker import generation
 from broker.events import Json
 from broker.options import MOST_PROBLEMS, Path, Wrong, did_you_mean
+from broker.records import Submitted
 from broker.settings import Settings
 
 #: What is wrong, by pydantic's name for it; `{…}` is its own parameter.
@@ -93,11 +95,9 @@ def router(services: Services) -> APIRouter:
                 "a POST with Last-Event-ID is a reader coming back, and starts nothing without the Idempotency-Key "
                 "it began with; or read on with GET /v1/generations/{id}/events",
             )
-        fingerprint = sha256(_ROUTE.encode() + orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
         returning = cursor is not None and names_sse(request.headers)
         try:
-            services.check_open()
-            accepted = await services.records.submit(tenant, wanted.job(), key=key, fingerprint=fingerprint)
+            accepted = await submit_job(services, tenant, wanted.job(), key=key, body=body, route=_ROUTE)
         except PASSING as error:
             if not returning:
                 raise
@@ -129,6 +129,15 @@ def router(services: Services) -> APIRouter:
     return routes
 
 
+async def submit_job(
+    services: Services, tenant: str, job: generation.Request, *, key: str | None, body: Json, route: str
+) -> Submitted:
+    """Store a job that was asked for with `body` at `route`, which together are what an Idempotency-Key stands for."""
+    services.check_open()
+    fingerprint = sha256(route.encode() + orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return await services.records.submit(tenant, job, key=key, fingerprint=fingerprint)
+
+
 def parse(raw: bytes) -> Any:
     """The body as JSON; 400 says where it is not, 422 which field is too deep or holds too long a number."""
     try:
@@ -147,7 +156,7 @@ def parse(raw: bytes) -> Any:
 
 def _refuse(body: Json, is_wrong: Callable[[object], bool], message: str) -> None:
     if wrong := [Wrong((name,), message) for name, value in body.items() if is_wrong(value)]:
-        raise _refusal(wrong)
+        raise refusal(wrong)
 
 
 def _too_deep(value: object) -> bool:
@@ -193,7 +202,7 @@ def validate(body: object, settings: Settings) -> Submit:
     if isinstance(body, dict):
         wrong += islice(check(body, settings), MOST_PROBLEMS)
     if wanted is None or wrong:
-        raise _refusal(sorted(wrong, key=lambda item: _place(body, item.path)))
+        raise refusal(sorted(wrong, key=lambda item: _place(body, item.path)))
     return wanted
 
 
@@ -223,7 +232,7 @@ def _place(body: object, path: Path) -> list[int]:
     return place
 
 
-def _refusal(wrong: Sequence[Wrong]) -> Problem:
+def refusal(wrong: Sequence[Wrong]) -> Problem:
     """One answer for all of them; a field's path is cut where a client's own names make it long."""
     fields = tuple(
         FieldError(".".join(str(part) for part in item.path)[:_MOST_PATH_CHARS] or "(body)", item.message)
@@ -240,7 +249,6 @@ def idempotency_key(request: Request) -> str | None:
     key = request.headers.get("idempotency-key")
     if key is None:
         return None
-    key = key.strip(" \t")
     if not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
         raise Problem(400, "invalid_idempotency_key", "an Idempotency-Key has 1 to 255 printable ASCII characters")
     return key

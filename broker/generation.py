@@ -145,6 +145,7 @@ class Request:
     ttl_seconds: int = 3600  # life of the log after its terminal event
     grace_seconds: float | None = None  # cancel when no viewer has been attached for so long; None: never
     metadata: Json = field(default_factory=dict)
+    dialect: Json = field(default_factory=dict)  # what only the dialect that it came in knows of it, to show it again
 
     @property
     def targets(self) -> list[Target]:
@@ -215,6 +216,7 @@ class Record:
     created_ms: int
     started_ms: int | None
     ended_ms: int | None
+    now_ms: int  # when this was read
     confirmed: bool  # the queue has had its hint: it was accepted (False again once it expires)
     lease_live: bool  # by the store's clock, when it was read
     cancel_requested: bool

@@ -162,6 +162,13 @@ class Records:
             raise GenerationDeleted(f"generation {generation} was deleted")
         return record
 
+    async def asked(self, generation: str) -> Request:
+        """What was asked for. Raises `GenerationExpired`: it lives as long as the log. Whose it is, `get` says."""
+        found = await self._store.get(self._keys.request(generation))
+        if found is None:
+            raise GenerationExpired(f"the time of generation {generation} is over")
+        return Request.decode(found)
+
     async def newest(
         self,
         tenant: str,
@@ -307,6 +314,7 @@ class Records:
             created_ms=int(raw.get("created_ms", 0)),
             started_ms=int(raw["started_ms"]) if "started_ms" in raw else None,
             ended_ms=int(raw["ended_ms"]) if "ended_ms" in raw else None,
+            now_ms=int(now),
             confirmed=int(ttl_ms) < 0,
             lease_live=int(raw.get("lease", 0)) > int(now),
             cancel_requested=bool(raw.get("cancel")),

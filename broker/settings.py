@@ -5,7 +5,7 @@ Durations end in `_seconds` or `_ms`, sizes in `_bytes`. `docs/settings.md` is g
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -148,6 +148,20 @@ class Settings(BaseSettings):
         604_800, gt=0, description="How long an expired or deleted id answers 410 (about 100 B each)."
     )
     idempotency_seconds: float = Field(86_400, gt=0, description="How long an Idempotency-Key is remembered.")
+    ai_sdk_defaults: Annotated[dict[str, Any], NoDecode] = Field(
+        {},
+        description="Fields of a submit that a chat of the AI SDK has unless its request says something else, and "
+        '`system`, as JSON: `{"provider": "openai", "model": "gpt-5-mini", "system": "Be brief."}` '
+        "([how-to](how-to/use-ai-sdk.md)).",
+    )
+    ai_sdk_replay_seconds: float = Field(
+        60.0, ge=0, description="How long after its end an answer is still replayed to a chat that resumes."
+    )
+    ai_sdk_reset: Literal["reset-step", "cut"] = Field(
+        "reset-step",
+        description="How an AI SDK client is told of a `reset` in mid-stream: by a chunk that version 7 knows, or by a "
+        "cut, behind which version 6 and 7 ask for the whole answer again.",
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         ("*",), description="Origins that browsers may call from, separated by commas; * for any."
     )
@@ -185,6 +199,11 @@ class Settings(BaseSettings):
                 there_are = ", ".join(sorted(known))
                 raise ValueError(f"unknown provider {', '.join(map(repr, unknown))}; there are {there_are}")
         return {name: checked(ProviderLimits, name, limit) for name, limit in limits.items()}
+
+    @field_validator("ai_sdk_defaults", mode="before")
+    @classmethod
+    def _defaults(cls, value: object) -> object:
+        return json_object(value, '{"provider": …, "model": …}')
 
     @field_validator("http_tools", mode="before")
     @classmethod

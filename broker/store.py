@@ -130,6 +130,14 @@ class Store:
                 found.append(BEGINNING if there == 1 else None)
         return found
 
+    async def get(self, key: str) -> bytes | None:
+        """A value, whole."""
+        try:
+            found = await self._topology.commands.get(key)
+        except FAILURES as exc:
+            raise translate(exc) from exc
+        return found.encode() if isinstance(found, str) else found
+
     async def range_descending(self, key: str, below: str, count: int) -> list[str]:
         """Members of an index that sort below `below` ('' for all), highest first."""
         try:

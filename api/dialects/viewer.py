@@ -1,0 +1,99 @@
+"""A viewer whose reader speaks a dialect: the same reading as `api.viewer`, and an encoder in place of frames.
+
+Dialects have no `open`, no snapshot and no way to take text back. So a log that does not hold the cursor any more, a
+`reset` in mid-stream and every fault end the body incompletely, and the reader asks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Literal
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from api.dialects.encoder import CannotTakeBack, Encoder
+from api.frames import SSE
+from api.services import Services
+from api.stream import send_body
+from api.viewer import Start, Viewer
+from broker.errors import LegatoError
+from broker.events import Entry
+from broker.log import PAGE_BYTES, Page
+from broker.tail import Topic
+from broker.window import Notice
+
+
+class DialectViewer(Viewer):
+    """Chunks of whole blocks of SSE, as `encoder` writes them. It pulls: an encoder with state of its own has nothing
+    that viewers could share."""
+
+    def __init__(self, services: Services, begin: Start, encoder: Encoder) -> None:
+        super().__init__(services, begin, SSE)
+        self._words = encoder
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """See `Viewer.chunks`; a fault is not said here, the body just ends."""
+        try:
+            async for chunk in self._phases():
+                yield chunk
+        except (LegatoError, CannotTakeBack):
+            return
+
+    def _may_go_direct(self, topic: Topic, version: int) -> Literal[False]:
+        return False
+
+    async def _refold(self, verdict: str) -> bytes:
+        raise CannotTakeBack
+
+    def _open(self, verdict: str, page: Page) -> bytes:
+        return self._words.begin()
+
+    def _merged(self, entries: list[Entry]) -> bytes:
+        said = self._words.encode(entries)
+        if entries:
+            self._moved_to(entries[-1])
+        return said
+
+    def _from_window(self, notices: list[Notice]) -> bytes:
+        size = 0
+        entries: list[Entry] = []
+        for notice in notices:
+            size += len(notice.entry.payload)
+            if entries and size > PAGE_BYTES:
+                break
+            entries.append(notice.entry)
+        return self._merged(entries)
+
+    def _deleted(self) -> bytes:
+        self.finished = True
+        return self._words.deleted()
+
+
+class DialectStream(Response):
+    """A stream as the answer of an ordinary route."""
+
+    def __init__(self, services: Services, begin: Start, encoder: Encoder, *, headers: dict[str, str]) -> None:
+        self._services = services
+        self._arguments = begin, encoder
+        self._extra = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        self.background = None
+        self.status_code = 200
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        services = self._services
+        viewer = DialectViewer(services, *self._arguments)
+        services.viewers += 1
+        try:
+            await send_body(
+                scope,
+                receive,
+                send,
+                viewer.chunks(),
+                framing=SSE,
+                send_seconds=services.settings.send_timeout_seconds,
+                viewer=viewer,
+                headers=self._extra,
+            )
+        finally:
+            services.viewers -= 1
