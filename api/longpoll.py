@@ -7,6 +7,7 @@ seconds. The reader goes on from `position`, and stops at a terminal `status` wi
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import AsyncExitStack
 from typing import Final
 
@@ -14,7 +15,7 @@ import orjson
 from starlette.responses import Response
 
 from api.frames import merged
-from api.problem import Problem
+from api.problem import FieldError, Problem
 from api.services import Services
 from api.viewer import Start, status_of
 from broker.errors import DataLost, GenerationUnknown
@@ -29,23 +30,36 @@ MOST_LIMIT: Final = 1000
 #: How long a generation that the store has lost is left alone before it is looked for again.
 _LOST_PAUSE_SECONDS: Final = 0.5
 
+_SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
+_COUNT: Final = re.compile(r"[0-9]{1,9}", re.ASCII)
+
 Event = dict[str, object]
 
 
 def bounds(query: dict[str, str]) -> tuple[float, int]:
-    """`wait` and `limit` of a query; 400 names the one that is wrong."""
-    try:
-        wait = float(query.get("wait", DEFAULT_WAIT))
-        limit = int(query.get("limit", DEFAULT_LIMIT))
-    except ValueError:
-        wait, limit = -1.0, 0
-    if not 0 <= wait <= MOST_WAIT or not 1 <= limit <= MOST_LIMIT:
-        raise Problem(400, "invalid_query", f"wait is 0 to {MOST_WAIT:g} seconds, limit is 1 to {MOST_LIMIT} events")
-    return wait, limit
+    """`wait` and `limit` of a query; 400 names what is wrong."""
+    wait, limit = query.get("wait", f"{DEFAULT_WAIT:g}"), query.get("limit", str(DEFAULT_LIMIT))
+    wrong = []
+    if not _SECONDS.fullmatch(wait) or float(wait) > MOST_WAIT:
+        wrong.append(FieldError("wait", f"it must be 0 to {MOST_WAIT:g} seconds"))
+    if not _COUNT.fullmatch(limit) or not 1 <= int(limit) <= MOST_LIMIT:
+        wrong.append(FieldError("limit", f"it must be 1 to {MOST_LIMIT} events"))
+    if wrong:
+        named = ", ".join(item.field for item in wrong)
+        raise Problem(400, "invalid_query", f"not right in the query: {named}", fields=tuple(wrong))
+    return float(wait), int(limit)
 
 
-async def answer(services: Services, begin: Start, *, wait: float, limit: int) -> Response:
-    """`{verdict, events, position, status}`. Raises `StoreUnavailable`: here that is a 503."""
+async def answer(services: Services, begin: Start, *, wait: float, limit: int, attend: bool) -> Response:
+    """`{verdict, events, position, status}`. Whoever asks is a viewer meanwhile, if it is to `attend`. Raises
+    `StoreUnavailable`: here that is a 503."""
+    async with AsyncExitStack() as attached:
+        if attend and begin.page.counts_viewers and not begin.page.state.is_terminal:
+            await attached.enter_async_context(services.presence.attending(begin.generation))
+        return await _answer(services, begin, wait=wait, limit=limit)
+
+
+async def _answer(services: Services, begin: Start, *, wait: float, limit: int) -> Response:
     events: list[Event] = []
     cursor, page, verdict = begin.cursor, begin.page, begin.verdict
     if not begin.snapshot and not (page.entries or page.state.is_terminal):
@@ -67,10 +81,7 @@ async def _next(services: Services, begin: Start, *, wait: float, limit: int) ->
     generation that the store has lost may come back within it."""
     now = asyncio.get_running_loop().time
     until = now() + wait
-    async with AsyncExitStack() as attached:
-        if begin.page.counts_viewers:
-            await attached.enter_async_context(services.presence.attending(begin.generation))
-        topic = await attached.enter_async_context(services.tail.follow(begin.generation))
+    async with services.tail.follow(begin.generation) as topic:
         while True:
             version = topic.version
             left = until - now()

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import Final
 
 import orjson
+import structlog
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -22,6 +23,8 @@ from starlette.types import Receive, Scope, Send
 from api.services import Draining
 from broker import errors
 from broker.wire import StoreReplyError
+
+_log = structlog.get_logger("legato.api")
 
 #: Seconds a client should wait before it comes back, where we cannot know better.
 RETRY_AFTER_SECONDS: Final = 2
@@ -100,10 +103,11 @@ class Problem(Exception):
 
 
 def problem_of(error: errors.LegatoError) -> Problem:
-    """The answer for an exception of ours."""
+    """The answer for an exception of ours. What is our own fault is logged, and not told."""
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else {}
     if status >= 500 and status != 503:
+        _log.error("request_failed", error=repr(error)[:300])
         return Problem(status, "internal", "something went wrong here, and has been logged")
     return Problem(status, error.code, str(error), headers=headers)
 

@@ -3,7 +3,7 @@
 * A stream is a response that may never end, so a graceful stop has to tell the streams first: `drain()` before uvicorn
   starts to wait.
 * An HTTP/1.0 reader (nginx's default towards its upstreams) cannot tell a cut body from a whole one unless the
-  connection is reset; the protocol class offers that to the application.
+  connection is reset; what the application is given of its connection offers that.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from typing import Any, Final
 import structlog
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from api.app import build
+from api.problem import MEDIA_TYPE, Problem
 from api.services import Services
 from api.stream import CONNECTION
 from broker.connect import without_secrets
@@ -46,7 +47,10 @@ _NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform 
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 protocol; it hands the application its connection (`api.stream.Connection`)."""
+    """uvicorn's HTTP/1.1 protocol; it hands the application its connection (`api.stream.Connection`), and says no to
+    what is no HTTP as the application says no to everything else."""
+
+    _unfinished: tuple[RequestResponseCycle, ...] = ()  # several, where requests are sent behind one another
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -54,27 +58,61 @@ class Protocol(HttpToolsProtocol):
         if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6) and _NOTSENT_LOWAT:
             connection.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, _UNSENT_BYTES)
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]  # a key of ours
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._unfinished = (*(cycle for cycle in self._unfinished if not cycle.response_complete), self.cycle)
+        self.scope[CONNECTION] = _Exchange(self, self.cycle)  # type: ignore[typeddict-unknown-key]  # a key of ours
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        for cycle in self._unfinished:  # uvicorn tells the last one only
+            cycle.disconnected = not cycle.response_complete
+            cycle.message_event.set()
+
+    def send_400_response(self, msg: str) -> None:
+        if any(cycle.response_started and not cycle.response_complete for cycle in self._unfinished):
+            self.transport.close()  # behind a request whose answer is on its way: no status fits into that
+            return
+        problem = Problem(400, "malformed_http", "what was sent is no HTTP request")
+        body = problem.body()
+        lines = [
+            b"HTTP/1.1 400 Bad Request",
+            b"content-type: " + MEDIA_TYPE,
+            b"content-length: %d" % len(body),
+            b"cache-control: no-store",
+            b"connection: close",
+        ]
+        self.transport.write(b"\r\n".join([*lines, b"", body]))
+        self.transport.close()
+
+
+class _Exchange:
+    """The connection of one request (`api.stream.Connection`): another one may be waiting behind it."""
+
+    __slots__ = ("_cycle", "_flow", "_transport")
+
+    def __init__(self, protocol: Protocol, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._flow = protocol.flow
+        self._transport = protocol.transport
 
     @property
     def takes_more(self) -> bool:
         """Whether what is written now leaves soon: the reader takes what it is sent, and is still there."""
-        return not self.flow.write_paused and not self.transport.is_closing()
+        return not self._flow.write_paused and not self._transport.is_closing()
 
     @property
     def takes_chunks(self) -> bool:
         """Whether the body that has begun is sent in chunks."""
-        return bool(self.cycle.chunked_encoding)
+        return bool(self._cycle.chunked_encoding)
 
     def write(self, data: bytes) -> None:
         """Write a part of the body that has begun, framed by the caller as `takes_chunks` says."""
-        self.transport.write(data)
+        self._transport.write(data)
 
     async def reset(self, *, flush: bool) -> None:
         """Reset the connection, after what was written has gone out if `flush`."""
-        transport = self.transport
+        transport = self._transport
         if flush:
             while not transport.is_closing() and transport.get_write_buffer_size():
                 await asyncio.sleep(0.01)
@@ -88,8 +126,8 @@ class Protocol(HttpToolsProtocol):
 
     def end_of_body_is_close(self) -> None:
         """uvicorn would send chunks, which HTTP/1.0 does not know; it may as well wait for a length never reached."""
-        self.cycle.chunked_encoding = False
-        self.cycle.expected_content_length = sys.maxsize
+        self._cycle.chunked_encoding = False
+        self._cycle.expected_content_length = sys.maxsize
 
 
 class _CutsAreNoErrors(logging.Filter):

@@ -9,6 +9,7 @@ reset.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from typing import Final
 from urllib.parse import parse_qs
@@ -32,6 +33,8 @@ CONNECTION: Final = "legato.connection"
 
 #: Bytes handed to the server at once: the time to send is one for each, so who takes a little is never cut.
 _PIECE_BYTES: Final = 16 * 1024
+
+_NO_WEIGHT: Final = re.compile(r"q=0(\.0*)?")
 
 STREAM_HEADERS: Final = [
     (b"cache-control", b"no-cache, no-store, no-transform"),
@@ -57,7 +60,8 @@ class EventsRoute:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self._services
         headers = Headers(scope=scope)
-        query = {name: values[-1] for name, values in parse_qs(scope["query_string"].decode("latin-1")).items()}
+        asked = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        query = {name: values[-1] for name, values in asked.items()}
         tenant = authenticate(scope)
         generation = scope["path_params"]["generation"]
         cursor = cursor_of(headers, query)
@@ -76,7 +80,8 @@ class EventsRoute:
             await FaultResponse(services, framing, generation, cursor, error)(scope, receive, send)
             return
         if polling:
-            response = await longpoll.answer(services, begin, wait=0 if scope["method"] == "HEAD" else wait, limit=most)
+            is_get = scope["method"] == "GET"
+            response = await longpoll.answer(services, begin, wait=wait if is_get else 0, limit=most, attend=is_get)
             await response(scope, receive, send)
             return
         await serve(services, begin, framing, scope, receive, send)
@@ -116,7 +121,7 @@ class FaultResponse(Response):
 
 def cursor_of(headers: Headers, query: dict[str, str]) -> str | None:
     """The cursor of a request: the header, else the query; an empty one is none. Raises `InvalidPosition`."""
-    text = headers.get("last-event-id") or query.get("last_event_id") or ""
+    text = headers.get("last-event-id", "").strip(" \t") or query.get("last_event_id") or ""
     return str(Position.parse(text)) if text else None
 
 
@@ -128,21 +133,31 @@ def snapshot_asked(query: dict[str, str]) -> bool:
     return asked == "snapshot"
 
 
+def accepted(headers: Headers) -> set[str]:
+    """The media types that Accept names, in lower case; what it gives no weight is not among them."""
+    kinds = set()
+    for item in ",".join(headers.getlist("accept")).lower().split(","):
+        kind, *parameters = (part.strip() for part in item.split(";"))
+        if not any(_NO_WEIGHT.fullmatch(parameter) for parameter in parameters):
+            kinds.add(kind)
+    return kinds
+
+
 def framing_of(headers: Headers) -> Framing:
     """The transport that Accept asks for; SSE by default."""
-    accept = headers.get("accept", "")
-    return NDJSON if "application/x-ndjson" in accept and "text/event-stream" not in accept else SSE
+    kinds = accepted(headers)
+    return NDJSON if "application/x-ndjson" in kinds and "text/event-stream" not in kinds else SSE
 
 
 def asks_to_poll(headers: Headers) -> bool:
     """Whether Accept asks for one JSON answer, and for no stream."""
-    accept = headers.get("accept", "")
-    return "application/json" in accept and not any(kind in accept for kind in ("text/event-stream", "x-ndjson"))
+    kinds = accepted(headers)
+    return "application/json" in kinds and not kinds & {"text/event-stream", "application/x-ndjson"}
 
 
 def names_sse(headers: Headers) -> bool:
     """Whether the reader says that it reads SSE: an EventSource, which a 5xx would end for ever."""
-    return "text/event-stream" in headers.get("accept", "")
+    return "text/event-stream" in accepted(headers)
 
 
 async def serve(

@@ -249,6 +249,7 @@ def idempotency_key(request: Request) -> str | None:
     key = request.headers.get("idempotency-key")
     if key is None:
         return None
+    key = key.strip(" \t")
     if not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
         raise Problem(400, "invalid_idempotency_key", "an Idempotency-Key has 1 to 255 printable ASCII characters")
     return key

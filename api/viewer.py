@@ -17,6 +17,7 @@ from typing import Final, Protocol
 import orjson
 
 from api.frames import Framing, as_chunk, merged, open_data
+from api.problem import problem_of
 from api.services import Services
 from broker.errors import (
     DataLost,
@@ -363,7 +364,8 @@ def fault(services: Services, framing: Framing, generation: str, cursor: str | N
 
 def error_frame(framing: Framing, error: LegatoError) -> bytes:
     """An `error` event: the connection ends, the generation does not. It has no position."""
-    return framing.frame(b"error", orjson.dumps({"code": error.code, "message": str(error), "retryable": True}))
+    problem = problem_of(error)
+    return framing.frame(b"error", orjson.dumps({"code": problem.code, "message": problem.detail, "retryable": True}))
 
 
 def status_of(page: Page) -> str:

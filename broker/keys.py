@@ -22,6 +22,7 @@ Fields of a record, by who writes them (times in ms of the server's clock):
     pause            owner lease charge tools_until state
     results          call:<id> of each call whose result the client gave; state
     renew            lease; cancel cancel_ms unattended_ms where nobody reads
+    presence         takes unattended_ms away
     release          owner lease state charge
     cancel           cancel cancel_ms; epoch owner history where it writes the end itself
     delete           leaves tenant priority epoch state=deleted: the tombstone

@@ -58,4 +58,5 @@ class Presence:
     async def _say(self, generation: str) -> None:
         """What is true when it is sent: whoever comes while another leaves must not be overtaken by the farewell."""
         args: list[Arg] = [self._process, "1" if generation in self._viewers else "0", 4 * DEAD_MS]
-        await self._store.pipe(PRESENCE, [self._store.keys.viewers(generation)], args)
+        keys = self._store.keys
+        await self._store.pipe(PRESENCE, [keys.viewers(generation), keys.record(generation)], args)

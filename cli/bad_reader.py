@@ -38,7 +38,8 @@ _LINGER_ZERO: Final = struct.pack("ii", 1, 0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """Once there are `after` characters, and `skip` bytes more, at the next byte that is in `place`."""
+    """Once there are `after` characters, and `skip` bytes more, at the next byte that is in `place`. The line that is
+    on its way counts by its bytes: a reader that comes late gets much of the text in one."""
 
     after: float
     skip: int
@@ -135,7 +136,7 @@ class BadReader:
                         raise ValueError(f"the API answers {wire.status}")
                     if cut is None or self._reading.end is not None:
                         continue
-                    if cut.place is Place.HEADER or len(self._reading.text) >= cut.after:
+                    if cut.place is Place.HEADER or len(self._reading.text) + wire.line_bytes >= cut.after:
                         passed += 1
                     if passed > cut.skip and (wire.place is cut.place or passed > _SEARCH_BYTES):
                         if cut.reset:

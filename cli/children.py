@@ -22,7 +22,7 @@ from broker.lifeline import bound_to_us
 from cli.exits import Exit, Failure
 
 #: How long a process may take to say where it listens, and to end in order.
-_READY_SECONDS: Final = 20.0
+_READY_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 3.0
 
 _POLL_SECONDS: Final = 0.01

@@ -57,8 +57,9 @@ _EXCERPT_CHARACTERS: Final = 30
 @click.option("--seed", type=click.IntRange(0), help="Which text, and where the cuts are.  [default: random]")
 @click.option("--cuts", type=click.IntRange(0, 20), default=8, show_default=True, help="How often to cut.")
 @click.option("--kill-worker", is_flag=True, help="Also kill the worker in mid-text (SIGKILL) and start another.")
+@click.option("--json", "as_json", is_flag=True, help="Print nothing but how it went, as one object.")
 @click.pass_context
-def demo(context: click.Context, /, tokens: int, seed: int | None, cuts: int, kill_worker: bool) -> None:
+def demo(context: click.Context, /, tokens: int, seed: int | None, cuts: int, kill_worker: bool, as_json: bool) -> None:
     """Cut a stream's connection again and again, and show that its text is whole.
 
     Starts an embedded server (unless LEGATO_REDIS_URL is set), two API processes and a worker, and stops them at the
@@ -77,9 +78,12 @@ def demo(context: click.Context, /, tokens: int, seed: int | None, cuts: int, ki
         worker = children.start("the worker", "worker")
         ports = [child.port() for child in apis]
         where = ", ".join(f"API {name} on port {port}" for name, port in zip("AB", ports, strict=True))
-        click.echo(f"started in {time.monotonic() - started:.1f} s: a store, {where}, a worker (pid {worker.pid})")
-        show = Show(children, ports, worker, tokens=tokens, seed=seed, cuts=cuts, kill_worker=kill_worker)
-        whole = show.run()
+        show = Show(children, ports, worker, tokens=tokens, seed=seed, cuts=cuts, kill_worker=kill_worker, mute=as_json)
+        show.say(f"started in {time.monotonic() - started:.1f} s: a store, {where}, a worker (pid {worker.pid})")
+        outcome = show.run()
+    if as_json:
+        click.echo(orjson.dumps(outcome))
+    whole = outcome["whole"]
     raise click.exceptions.Exit(Exit.COMPLETED if whole else Exit.FAILED)
 
 
@@ -96,7 +100,9 @@ class Show:
         seed: int,
         cuts: int,
         kill_worker: bool,
+        mute: bool,
     ) -> None:
+        self._mute = mute
         self._children = children
         self._ports = ports
         self._worker = worker
@@ -109,8 +115,13 @@ class Show:
         self._deadline = time.monotonic() + _DEADLINE_SECONDS
         self._reading = Reading()
 
-    def run(self) -> bool:
-        """Submit, read to the end, judge: whether the text is whole."""
+    def say(self, line: str) -> None:
+        """A line of the show."""
+        if not self._mute:
+            click.echo(line)
+
+    def run(self) -> dict[str, Any]:
+        """Submit, read to the end, judge: counts, what was checked, and whether the text is `whole`."""
         generation = self._submit()
         reader = BadReader(self._reading, f"/v1/generations/{generation}/events")
         connections = cuts = 0
@@ -130,7 +141,7 @@ class Show:
             "ttl_seconds": 60,
         }
         generation = str(self._call("POST", "/v1/generations", orjson.dumps(job))["id"])
-        click.echo(f"{generation}: {self._tokens} tokens (seed {self._seed}) in {self._seconds:g} s\n")
+        self.say(f"{generation}: {self._tokens} tokens (seed {self._seed}) in {self._seconds:g} s\n")
         return generation
 
     def _call(self, method: str, path: str, body: bytes | None = None) -> dict[str, Any]:
@@ -159,7 +170,7 @@ class Show:
         excerpt = " ".join(reading.text.split())[-_EXCERPT_CHARACTERS:] if reading.frames > frames else "–"
         opened = f"{reading.verdict or 'nothing'} {asked if reading.verdict == 'resumed' else ''}".strip()
         count = f"{reading.frames - frames:>4} frames"
-        click.echo(f"{click.style(name, bold=True)}  {opened:<14}{count}  {excerpt:<{_EXCERPT_CHARACTERS}}  {ending}")
+        self.say(f"{click.style(name, bold=True)}  {opened:<14}{count}  {excerpt:<{_EXCERPT_CHARACTERS}}  {ending}")
         return place is not None
 
     def _go_on(self) -> None:
@@ -172,9 +183,9 @@ class Show:
             self._worker.kill()
             another = self._children.start("the other worker", "worker")
             said = f"   SIGKILL to the worker (pid {self._worker.pid}); another starts (pid {another.pid})"
-            click.echo(click.style(said, fg="yellow"))
+            self.say(click.style(said, fg="yellow"))
 
-    def _judge(self, generation: str, connections: int, cuts: int) -> bool:
+    def _judge(self, generation: str, connections: int, cuts: int) -> dict[str, Any]:
         reading = self._reading
         state = self._call("GET", f"/v1/generations/{generation}")
         checks = [
@@ -184,14 +195,27 @@ class Show:
             ("it completed", "" if state.get("status") == "completed" else f"it is {state.get('status')}"),
         ]
         resets = f", {reading.resets} reset" if reading.resets else ""
-        click.echo(
+        self.say(
             f"\n{connections} connections, {cuts} cuts{resets}, {reading.deltas} deltas in {reading.frames} frames, "
             f"{reading.duplicates} duplicates, {len(reading.text):,} characters"
         )
         for name, problem in checks:
             mark = click.style("no ", fg="red") if problem else click.style("yes", fg="green")
-            click.echo(f"{mark}  {name}" + (f": {problem}" if problem else ""))
-        return not any(problem for _, problem in checks)
+            self.say(f"{mark}  {name}" + (f": {problem}" if problem else ""))
+        return {
+            "whole": not any(problem for _, problem in checks),
+            "generation": generation,
+            "tokens": self._tokens,
+            "seed": self._seed,
+            "connections": connections,
+            "cuts": cuts,
+            "resets": reading.resets,
+            "deltas": reading.deltas,
+            "frames": reading.frames,
+            "duplicates": reading.duplicates,
+            "characters": len(reading.text),
+            "checks": [{"name": name, "problem": problem or None} for name, problem in checks],
+        }
 
 
 def _settings(store: str, *, kill_worker: bool) -> dict[str, str]:

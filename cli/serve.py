@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
+import orjson
 import uvloop
 from pydantic import ValidationError
 
@@ -33,9 +34,11 @@ _DEV_LEASE_SECONDS = 3.0
 #: And its patience with running generations at the end: the next start goes on with them.
 _DEV_DRAIN_SECONDS = 0.5
 
+PORT = click.IntRange(0, 65_535)
+
 
 @click.command()
-@click.option("--port", default=8700, show_default=True, help="Port on 127.0.0.1; 0 picks a free one.")
+@click.option("--port", type=PORT, default=8700, show_default=True, help="Port on 127.0.0.1; 0 picks a free one.")
 @click.option(
     "--data",
     type=click.Path(file_okay=False, path_type=Path),
@@ -43,7 +46,8 @@ _DEV_DRAIN_SECONDS = 0.5
     show_default=True,
     help="Directory of the embedded server's append-only file.",
 )
-def dev(port: int, data: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help='Say where it is as {"url", "providers"}.')
+def dev(port: int, data: Path, as_json: bool) -> None:
     """API, worker and an embedded server in one command. Uses LEGATO_REDIS_URL instead of the server if it is set."""
     settings = load_settings()
     if "sim" not in settings.providers:
@@ -57,7 +61,10 @@ def dev(port: int, data: Path) -> None:
     listener = _bind("127.0.0.1", port)
     with _embedded(settings.redis_url, data) as url:
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        click.echo(f"Legato is at {address}  (providers: {', '.join(settings.providers)}; Ctrl-C stops it)")
+        if as_json:
+            click.echo(orjson.dumps({"url": address, "providers": settings.providers}))
+        else:
+            click.echo(f"Legato is at {address}  (providers: {', '.join(settings.providers)}; Ctrl-C stops it)")
 
         async def both(stop: asyncio.Event) -> None:
             async with asyncio.TaskGroup() as group:
@@ -69,8 +76,9 @@ def dev(port: int, data: Path) -> None:
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8700, show_default=True, help="Port; 0 picks a free one.")
-def api(host: str, port: int) -> None:
+@click.option("--port", type=PORT, default=8700, show_default=True, help="Port; 0 picks a free one.")
+@click.option("--json", "as_json", is_flag=True, help='Say on stdout where it is, as {"url"}.')
+def api(host: str, port: int, as_json: bool) -> None:
     """One API process. Needs LEGATO_REDIS_URL."""
     settings = load_settings()
     configure(settings.log_level)
@@ -81,7 +89,11 @@ def api(host: str, port: int) -> None:
         fail(str(error))
     check_url(url)
     listener = _bind(host, port)
-    click.echo(f"Legato API at http://{host}:{listener.getsockname()[1]}, open to this machine only", err=True)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    if as_json:
+        click.echo(orjson.dumps({"url": address}))
+    else:
+        click.echo(f"Legato API at {address}, open to this machine only", err=True)
     run_until_told(lambda stop: serve(url, settings, listener=listener, stop=stop))
 
 

@@ -33,6 +33,7 @@ class Wire:
         self.ended = False  # the last chunk was there: nothing is missing
         self.status = 0
         self.headers: dict[str, str] = {}
+        self.line_bytes = 0  # of the body, since the last line end
         self._head = bytearray()
         self._size = bytearray()
         self._left = 0  # of the chunk
@@ -78,7 +79,9 @@ class Wire:
         if byte == 0x0A:
             self.place = Place.LINES if self._line else Place.FRAMES
             self._line.clear()
+            self.line_bytes = 0
             return
+        self.line_bytes += 1
         if byte & 0xC0 == 0x80:
             self._continuation -= 1
         else:

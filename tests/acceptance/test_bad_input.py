@@ -767,6 +767,7 @@ def test_a_client_that_leaves_in_mid_body_breaks_nothing(stack: Stack) -> None:
     [
         ({"Accept": "text/event-stream;q=0.9, */*;q=0.1"}, 200),
         ({"Accept": "application/x-ndjson, text/event-stream"}, 200),
+        ({"Accept": "application/json;q=0, */*"}, 200),
         ({"Accept": ""}, 200),
         ({"Accept": "x" * 4_000}, 200),
         ({"Accept-Encoding": "gzip, br, zstd"}, 200),
@@ -784,3 +785,35 @@ def test_headers_of_every_kind_get_the_stream(
     assert answer.ending is Ending.CLEAN
     assert "content-encoding" not in answer.headers
     assert b"completed" in answer.body
+
+
+@pytest.mark.parametrize(
+    ("lines", "kind"),
+    [
+        ([("Accept", "Text/Event-Stream")], SSE),
+        ([("Accept", "application/json"), ("Accept", "text/event-stream;q=0.5")], SSE),
+        ([("Accept", "application/json, text/event-stream; q=0.000")], "application/json"),
+        ([("Accept", "application/json;x=text/event-stream")], "application/json"),
+    ],
+)
+def test_accept_is_read_as_http_says(stack: Stack, lines: list[tuple[str, str]], kind: str) -> None:
+    """In any case, over any number of lines, by weight."""
+    body = json.dumps(job({"tokens": 2})).encode()
+    answer = request(stack.urls[0], "POST", GENERATIONS, headers=JSON, body=body, raw_head=lines)
+    assert answer.status == (200 if kind == SSE else 202)
+    assert answer.headers["content-type"].startswith(kind)
+
+
+@pytest.mark.parametrize("around", ["{} ", "\t{}", " {}\t "])
+def test_white_space_around_a_header_is_not_of_its_value(stack: Stack, finished: str, around: str) -> None:
+    answer = request(stack.urls[0], "GET", events_path(finished), raw_head=[("Last-Event-ID", around.format("3-1"))])
+    assert answer.status == 200
+    assert b'"verdict":"resumed","from":"3-1"' in answer.body
+    key = uuid4().hex
+    body = json.dumps(job({"tokens": 2})).encode()
+    named = [around.format(key), key]
+    answers = [
+        request(stack.urls[0], "POST", GENERATIONS, headers=JSON, body=body, raw_head=[("Idempotency-Key", each)])
+        for each in named
+    ]
+    assert answers[0].json()["id"] == answers[1].json()["id"]

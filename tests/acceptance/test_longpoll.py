@@ -24,6 +24,7 @@ ANOTHER = (
     Delta(text="another"),
     Completed(finish_reason=FinishReason.STOP, usage=None, characters=7),
 )
+JSON = {"Accept": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def stack(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def ask(stack: Stack, generation: str, cursor: str | None = None, *, query: str = "", api: int = 0) -> Answer:
-    headers = {"Accept": "application/json"} | ({"Last-Event-ID": cursor} if cursor else {})
+    headers = JSON | ({"Last-Event-ID": cursor} if cursor else {})
     return request(stack.urls[api], "GET", events_path(generation, query), headers=headers)
 
 
@@ -59,14 +60,41 @@ def test_a_running_text_is_whole_over_many_answers_of_both_replicas(stack: Stack
 
 
 def test_it_waits_for_what_is_to_come_and_not_longer(stack: Stack) -> None:
-    generation = stack.submit({"tokens": 3, "seed": 9, "first_token_ms": 1500})
+    generation = stack.submit({"tokens": 3, "seed": 9, "tokens_per_second": 50})
     stack.wait_entries(generation, 1)
-    since = time.monotonic()
-    said = ask(stack, generation, "1-1", query="wait=0").json()
-    assert (said["events"], said["position"], said["status"]) == ([], "1-1", "running")
-    assert time.monotonic() - since < 1.4  # it did not wait for the first token
-    said = ask(stack, generation, "1-1", query="wait=20").json()
-    assert said["events"][0]["event"] == "delta"
+    worker = stack.workers[0]
+    worker.pause()
+    head = stack.log(generation)[-1][0]
+    for query in ("wait=0", "wait=0.2"):
+        said = ask(stack, generation, head, query=query).json()
+        assert (said["events"], said["position"], said["status"]) == ([], head, "running")
+    waking = threading.Timer(0.5, worker.resume)
+    waking.start()
+    said = ask(stack, generation, head, query="wait=55").json()
+    assert said["events"]
+    waking.join()
+
+
+def test_whoever_asks_is_a_viewer_even_if_the_answer_is_there_at_once(stack: Stack) -> None:
+    """A generation that is cancelled when nobody reads: each poll begins the grace anew. HEAD is nobody."""
+    left_alone = {"policy": "cancel", "grace_seconds": 3600}
+    generation = stack.submit({"tokens": 100_000, "tokens_per_second": 20}, on_disconnect=left_alone)
+    stack.wait_entries(generation, 3)
+    record = Keys(stack.prefix).record(generation)
+    with redis.Redis.from_url(stack.url, protocol=2) as client:
+
+        def unattended() -> int:
+            return int(client.hget(record, "unattended_ms") or 0)
+
+        eventually(unattended, "the worker has noticed that nobody reads")
+        for query in ("wait=0", "from=snapshot", ""):
+            before = unattended()
+            assert ask(stack, generation, query=query).json()["events"]
+            eventually(lambda earlier=before: unattended() > earlier, "the grace has begun anew")
+        before = unattended()
+        assert request(stack.urls[0], "HEAD", events_path(generation), headers=JSON).status == 200
+        assert unattended() == before
+    stack.post(f"/v1/generations/{generation}/cancel")
 
 
 def test_a_position_that_is_gone_gives_a_snapshot_first(stack: Stack) -> None:
@@ -133,8 +161,15 @@ def test_a_loss_that_is_put_back_is_no_404_to_who_waits(stack: Stack) -> None:
     assert answer.json()["events"][0]["event"] == "delta"
 
 
-@pytest.mark.parametrize("query", ["wait=56", "wait=-1", "wait=soon", "limit=0", "limit=1001", "wait=nan"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("wait=56", "wait=-1", "wait=-0", "wait=soon", "wait=nan", "wait=inf", "wait=1e1", "wait=1_0", "wait="),
+        *("limit=0", "limit=1001", "limit=1_0", "limit=%2B5", "limit=1.0", "limit=%D9%A3", "limit=", "limit=x&wait=1"),
+    ],
+)
 def test_a_bad_bound_is_named(stack: Stack, query: str) -> None:
     generation = stack.submit({"tokens": 1})
     answer = ask(stack, generation, query=query)
     assert (answer.status, answer.json()["code"]) == (400, "invalid_query")
+    assert [item["field"] for item in answer.json()["errors"]] == [query.partition("=")[0]]

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from importlib import import_module
 
 import pytest
+from structlog.testing import capture_logs
 
 import api
 import broker
 import cli
 import worker
+from api.frames import NDJSON, SSE
 from api.problem import STATUS, problem_of
+from api.viewer import error_frame
 from broker.errors import LeaseLost, LegatoError, ProviderError
 from broker.events import FailureCode
 from broker.wire import StoreReplyError
@@ -46,8 +49,13 @@ def test_there_are_as_many_as_we_think() -> None:
     assert {LeaseLost, ProviderError, StoreReplyError} <= set(ALL)
 
 
-def test_a_defect_tells_nothing_of_itself() -> None:
-    problem = problem_of(StoreReplyError("ERR user_script:12: the prompt was hello"))
+def test_a_defect_tells_nothing_of_itself_and_is_logged() -> None:
+    defect = StoreReplyError("ERR user_script:12: the prompt was hello")
+    with capture_logs() as logged:
+        problem = problem_of(defect)
     assert problem.status == 500
     assert "prompt" not in problem.detail
+    assert [(line["event"], line["log_level"]) for line in logged] == [("request_failed", "error")]
+    for framing in (SSE, NDJSON):
+        assert b"user_script" not in error_frame(framing, defect)
     assert problem_of(ProviderError(FailureCode.INTERNAL, "sk-secret")).detail != "sk-secret"

@@ -1,0 +1,130 @@
+"""What else a client may send on the connection of a stream, and what is no HTTP at all."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.sse_client import NDJSON, SSE, NdjsonParser, Reader, SseParser, events_path
+from tests.support.stack import Stack, eventually
+from worker.providers.sim import sim_text
+
+
+@pytest.fixture(scope="module")
+def stack(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with Stack.start(redis_url, tmp_path_factory.mktemp("connections")) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _no_faults(stack: Stack) -> Iterator[None]:
+    yield
+    assert stack.new_faults() == []
+
+
+def connect(stack: Stack) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", stack.apis[0].port), timeout=60)
+
+
+def get(path: str, *headers: str) -> bytes:
+    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: x", *headers, "", ""]).encode()
+
+
+def chunks(body: bytes) -> tuple[bytes, bytes]:
+    """A body in chunks, joined, and what stands behind it. Raises `ValueError` for what is no size of a chunk."""
+    out = b""
+    while True:
+        line, _, body = body.partition(b"\r\n")
+        size = int(line, 16)
+        if not size:
+            return out, body.removeprefix(b"\r\n")
+        assert body[size : size + 2] == b"\r\n", body[size : size + 20]
+        out, body = out + body[:size], body[size + 2 :]
+
+
+@pytest.mark.parametrize("accept", [SSE, NDJSON])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_request_sent_behind_a_stream_waits_and_changes_nothing_of_it(stack: Stack, accept: str, late: bool) -> None:
+    """Sent with the stream's own request, or while it runs: the body stays in chunks, and is whole."""
+    generation = stack.submit({"tokens": 40, "seed": 5, "tokens_per_second": 40})
+    behind = get("/livez", "Connection: close")
+    received = b""
+    with connect(stack) as connection:
+        connection.sendall(get(events_path(generation), f"Accept: {accept}") + (b"" if late else behind))
+        if late:
+            while b"delta" not in received:
+                received += connection.recv(65_536)
+            connection.sendall(behind)
+        while data := connection.recv(65_536):
+            received += data
+    head, _, rest = received.partition(b"\r\n\r\n")
+    assert b"transfer-encoding: chunked" in head
+    body, rest = chunks(rest)
+    reader = Reader()
+    for frame in (SseParser() if accept == SSE else NdjsonParser()).feed(body):
+        reader.take(frame)
+    assert reader.text == sim_text(40, 5)
+    assert reader.ended is not None
+    assert rest.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert json.loads(rest.partition(b"\r\n\r\n")[2]) == {"status": "alive"}
+
+
+def viewers(stack: Stack) -> int:
+    lines = stack.get("/metrics").body.decode().splitlines()
+    return int(next(line for line in lines if line.startswith("legato_viewers ")).split()[1])
+
+
+def test_a_reader_that_left_with_a_request_behind_its_stream_is_gone(stack: Stack) -> None:
+    generation = stack.submit({"tokens": 100_000, "tokens_per_second": 20})
+    with connect(stack) as connection:
+        connection.sendall(get(events_path(generation), f"Accept: {SSE}") + get("/livez"))
+        received = b""
+        while b"delta" not in received:
+            received += connection.recv(65_536)
+        assert viewers(stack) == 1
+    eventually(lambda: viewers(stack) == 0, "the viewer is gone", seconds=60)
+    assert stack.status(generation) == "running"
+    stack.post(f"/v1/generations/{generation}/cancel")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nLast-Event-ID: 1-1\x00\r\n\r\n",
+        b"GET /v1/generations/\xc3\xa9 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /v1/generations HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /v1/generations HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_gets_a_problem_too(stack: Stack, sent: bytes) -> None:
+    received = b""
+    with connect(stack) as connection:
+        connection.sendall(sent)
+        while data := connection.recv(65_536):
+            received += data
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"\r\ncontent-type: application/problem+json" in head
+    assert json.loads(body)["code"] == "malformed_http"
+
+
+def test_garbage_behind_a_streams_request_cuts_it_without_a_word(stack: Stack) -> None:
+    """Whatever stood in the body then, a reader would take for events."""
+    generation = stack.submit({"tokens": 100_000, "tokens_per_second": 20})
+    received = b""
+    with connect(stack) as connection:
+        connection.sendall(get(events_path(generation), f"Accept: {SSE}"))
+        while b"delta" not in received:
+            received += connection.recv(65_536)
+        connection.sendall(b"\x00\x01 what?\r\n\r\n")
+        while data := connection.recv(65_536):
+            received += data
+    with pytest.raises(ValueError, match="invalid literal"):  # no last chunk
+        chunks(received.partition(b"\r\n\r\n")[2])
+    assert received.count(b"HTTP/1.1 ") == 1
+    stack.post(f"/v1/generations/{generation}/cancel")
