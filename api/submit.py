@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import orjson
 from fastapi import APIRouter, Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.responses import Response
 
@@ -79,7 +79,7 @@ def router(services: Services) -> APIRouter:
         "/v1/generations",
         status_code=202,
         summary="Submit a job",
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema()}}}},
+        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema(Submit)}}}},
     )
     async def submit(request: Request) -> Response:
         """202 once the job is stored and will end; with `Accept: text/event-stream`, 200 and its stream."""
@@ -258,9 +258,9 @@ def idempotency_key(request: Request) -> str | None:
 _REFERENCE: Final = re.compile(r"#/\$defs/(.+)")
 
 
-def schema() -> Json:
-    """The body as a JSON Schema that may stand anywhere in a document: it refers to nothing outside of itself."""
-    whole = Submit.model_json_schema()
+def schema(model: type[BaseModel]) -> Json:
+    """A body as a JSON Schema that may stand anywhere in a document: it refers to nothing outside of itself."""
+    whole = model.model_json_schema()
     definitions = whole.pop("$defs", {})
 
     def inlined(value: Any) -> Any:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from api.auth import authenticate
 from api.problem import FieldError, Problem
 from api.services import Services
-from api.submit import parse
+from api.submit import parse, schema
 from broker.calls import Accepted, CallResult, Conflict, NotWaiting, UnknownCall
 from broker.errors import GenerationUnknown
 from broker.generation import is_id
@@ -44,9 +44,7 @@ def router(services: Services) -> APIRouter:
         "/v1/generations/{generation}/tool_results",
         status_code=202,
         summary="Give the results of tools that the client runs",
-        openapi_extra={
-            "requestBody": {"required": True, "content": {"application/json": {"schema": Results.model_json_schema()}}}
-        },
+        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema(Results)}}}},
     )
     async def give(request: Request, generation: str) -> Response:
         """202: stored, and once none is owed the generation goes on. 200: the very same results were stored before."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TREE = Path(__file__).resolve().parent.parent
-COPIED = ("broker", "worker", "api", "cli", "tests", "pyproject.toml")
+COPIED = ("broker", "worker", "api", "cli", "chaos", "tests", "pyproject.toml")
 LOG = "tests/property/test_log_model.py"
 QUEUE = "tests/property/test_queue_model.py"
 EVENTS = "tests/property/test_events_model.py"
@@ -129,8 +129,8 @@ MUTATIONS = (
     Mutation(
         rule="claim: a live lease is respected",
         file="broker/scripts/claim.lua",
-        old="if left > 0 then",
-        new="if false then",
+        old="tonumber(r[3] or '0') - now\n    if left > 0 then",
+        new="tonumber(r[3] or '0') - now\n    if false then",
         caught_by=[LOG],
     ),
     Mutation(
@@ -154,6 +154,81 @@ MUTATIONS = (
         new="entries = redis.call('XRANGE', KEYS[2], seq_of(ARGV[1]) .. '-0', '+')\n"
         "  if entries[1] and seq_of(entries[1][1]) == seq_of(ARGV[1]) then",
         caught_by=[LOG],
+    ),
+    Mutation(
+        rule="append: what is stored is looked for before a log is called closed",
+        file="broker/scripts/append.lua",
+        old="if skip and skip == count then return {'appended', last, '0', r[4] or ''} end\n"
+        "if TERMINAL[last_field] then return {'closed', last} end\n",
+        new="if TERMINAL[last_field] then return {'closed', last} end\n"
+        "if skip and skip == count then return {'appended', last, '0', r[4] or ''} end\n",
+        caught_by=[LOG],
+    ),
+    Mutation(
+        rule="append: no holes",
+        file="broker/scripts/append.lua",
+        old="if seq_of(id_at(i)) ~= expected then",
+        new="if false then",
+        caught_by=["tests/broker/test_broker_log.py"],
+    ),
+    Mutation(
+        rule="claim: the epoch rises",
+        file="broker/scripts/claim.lua",
+        old="epoch = math.max(epoch, tonumber(ARGV[3])) + 1",
+        new="epoch = math.max(1, epoch, tonumber(ARGV[3]))",
+        caught_by=[LOG],
+    ),
+    Mutation(
+        rule="claim: it rises above the epoch that the claimer had",
+        file="broker/scripts/claim.lua",
+        old="epoch = math.max(epoch, tonumber(ARGV[3])) + 1",
+        new="epoch = epoch + 1",
+        caught_by=[LOG],
+    ),
+    Mutation(
+        rule="claim: repeated by its owner it has the same answer",
+        file="broker/scripts/claim.lua",
+        old="if owner ~= ARGV[1] or owner == '' then",
+        new="if true then",
+        caught_by=[LOG, "tests/broker/test_broker_log.py"],
+    ),
+    Mutation(
+        rule="claim: an attempt is charged only where one was lost or has failed",
+        file="broker/scripts/claim.lua",
+        old="if charged then attempt",
+        new="if true then attempt",
+        caught_by=["tests/acceptance/test_recovery.py"],
+    ),
+    Mutation(
+        rule="writer: what the store has is known by its whole position, not by its seq",
+        file="worker/writer.py",
+        old="self._entries[seq - 1].position == position",
+        new="seq > 0",
+        caught_by=[LOG],
+    ),
+    Mutation(
+        rule="writer: what was sent once is never changed, nor joined with what comes",
+        file="worker/writer.py",
+        old="        entries.append(Entry(",
+        new="        if len(entries) > self._stored and entries[-1].field == field == TEXT_FIELD:\n"
+        "            entries[-1] = entries[-1]._replace(payload=entries[-1].payload + payload)\n"
+        "        else:\n"
+        "            entries.append(Entry(",
+        caught_by=[LOG],
+    ),
+    Mutation(
+        rule="window: dropped only if it was passed exactly, not by its seq",
+        file="broker/window.py",
+        old="if entries and entries[-1].position in self._index:",
+        new='if entries and int(entries[-1].position.split("-")[0]) <= int((self.last or "0-0").split("-")[0]):',
+        caught_by=[LOG, EVENTS],
+    ),
+    Mutation(
+        rule="tail: the last entry is looked at once a second",
+        file="broker/tail.py",
+        old="if topic.window.last == before != head:",
+        new="if False:",
+        caught_by=["tests/broker/test_broker_tail.py"],
     ),
     Mutation(
         rule="window: a notification joins only behind its prev",
@@ -587,20 +662,24 @@ MUTATIONS = (
 
 def main(words: list[str]) -> int:
     chosen = [each for each in MUTATIONS if not words or any(word in each.rule for word in words)]
+    for each in chosen:
+        if (times := (TREE / each.file).read_text().count(each.old)) != 1:
+            print(f"{each.rule}: {each.file} holds {times} times, not once: {each.old!r}", file=sys.stderr)
+            return 1
     with tempfile.TemporaryDirectory(prefix="mutations-") as scratch:
         plain = copy_tree(Path(scratch) / "unchanged")
-        for file in (LOG, QUEUE, EVENTS):
+        for file in sorted({file for each in chosen for file in each.caught_by}):
             if (failure := first_failure(plain, file)) is not None:
                 print(f"{file} fails on the unchanged tree: {failure}", file=sys.stderr)
                 return 1
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            outcomes = list(pool.map(lambda at: outcome(chosen[at], Path(scratch) / str(at)), range(len(chosen))))
-    width = max(len(each.rule) for each in chosen)
-    survived = 0
-    for mutation, failures in zip(chosen, outcomes, strict=True):
-        for file, failure in failures.items():
-            survived += failure is None
-            print(f"{mutation.rule:<{width}}  {failure or f'SURVIVED {file}'}")
+            outcomes = pool.map(lambda at: outcome(chosen[at], Path(scratch) / str(at)), range(len(chosen)))
+            width = max(len(each.rule) for each in chosen)
+            survived = 0
+            for mutation, failures in zip(chosen, outcomes, strict=True):
+                for file, failure in failures.items():
+                    survived += failure is None
+                    print(f"{mutation.rule:<{width}}  {failure or f'SURVIVED {file}'}", flush=True)
     print(f"{len(chosen)} rules, {survived} survived")
     return 1 if survived else 0
 
@@ -609,10 +688,7 @@ def outcome(mutation: Mutation, place: Path) -> dict[str, str | None]:
     """For each test file that has to notice: what it said, or None when it noticed nothing."""
     tree = copy_tree(place)
     target = tree / mutation.file
-    text = target.read_text()
-    if text.count(mutation.old) != 1:
-        raise SystemExit(f"{mutation.file} holds {text.count(mutation.old)} times, not once: {mutation.old!r}")
-    target.write_text(text.replace(mutation.old, mutation.new))
+    target.write_text(target.read_text().replace(mutation.old, mutation.new))
     return {file: first_failure(tree, file) for file in mutation.caught_by}
 
 

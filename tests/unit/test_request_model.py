@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 
 from api.json_schema import wrong_schema
 from api.problem import Problem
+from api.request_model import Submit
 from api.submit import schema, validate
 from broker.generation import Delivery, Filter, Request, Target, ToolMode
 from broker.settings import Settings
@@ -404,7 +405,7 @@ def test_whatever_stands_in_a_field_is_right_or_named(change: dict[str, Any], ba
 
 
 def test_the_published_schema_stands_alone_and_takes_what_the_edge_takes() -> None:
-    published = schema()
+    published = schema(Submit)
     Draft202012Validator.check_schema(published)
     assert "$ref" not in str(published)
     validator = Draft202012Validator(published)
