@@ -6,12 +6,8 @@ from fastapi import FastAPI
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-<<<<<<< HEAD
-from api import generations, health, metrics, problem, submit, tool_results
-from api.dialects import ai_sdk
-=======
 from api import generations, health, metrics, openapi, problem, submit, tool_results
->>>>>>> 775ee14 (OpenAPI says what the server answers: problems, headers, the stream; held against a running one)
+from api.dialects import ai_sdk
 from api.edge import Edge
 from api.services import Services
 from api.stream import EventsRoute
@@ -37,10 +33,7 @@ def build(services: Services) -> ASGIApp:
         "/v1/generations/{generation}/events", EventsRoute(services), methods=["GET", "HEAD"], include_in_schema=False
     )
     app.router.routes.append(events)
-<<<<<<< HEAD
     app.router.routes.extend(ai_sdk.routes(services))
-=======
     openapi.install(app)
->>>>>>> 775ee14 (OpenAPI says what the server answers: problems, headers, the stream; held against a running one)
     settings = services.settings
     return Edge(app, origins=settings.cors_origins, max_body_bytes=settings.max_body_bytes)
