@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from api.problem import Problem, allowed_methods
+from broker.errors import where
 
 _log = structlog.get_logger("legato.api")
 
@@ -75,7 +76,7 @@ class Edge:
         except ClientDisconnect:
             return  # it left while it was sending: nobody to answer
         except Exception as exc:  # noqa: BLE001 - the last one to see it: one line in the log, never a traceback
-            _log.error("request_failed", path=scope["path"], error=repr(exc)[:300])
+            _log.error("request_failed", path=scope["path"], **where(exc))
             if not started:
                 ours = Problem(500, "internal", "something went wrong here, and has been logged")
                 await ours(scope, receive, send_with_cors)

@@ -39,12 +39,16 @@ class Purse:
         """Whether there is a budget."""
         return self._most is not None
 
-    async def count(self) -> None:
-        """A token came. Raises `ProviderError` (`budget_exceeded`) once the budget is used up."""
+    def count(self) -> bool:
+        """A token came; whether it is time to `report`."""
         self._unreported += 1
-        if self._unreported >= REPORT_TOKENS:
-            tokens, self._unreported = self._unreported, 0
-            await self._report(tokens)
+        return self._unreported >= REPORT_TOKENS
+
+    async def report(self) -> None:
+        """Report what was counted, however long the store is away. Raises `ProviderError` (`budget_exceeded`) once the
+        budget is used up."""
+        tokens, self._unreported = self._unreported, 0
+        await self._report(tokens)
 
     async def settle(self, tokens: int | None) -> None:
         """The answer is over, and had so many output tokens as the provider counts, where it said so."""

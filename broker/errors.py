@@ -28,6 +28,8 @@ hold credentials, prompts or addresses of the store.
 
 from __future__ import annotations
 
+import traceback
+
 from broker.events import FailureCode
 
 
@@ -132,3 +134,12 @@ class ProviderError(LegatoError):
         self.message = message
         self.retryable = retryable
         self.retry_after = retry_after
+
+
+def where(exc: BaseException) -> dict[str, str]:
+    """What may be logged of an unexpected error: its class and its place. Its words could hold a prompt or a key. Of a
+    group, the first one in it."""
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    last = traceback.extract_tb(exc.__traceback__)[-1:]
+    return {"error": type(exc).__name__, "at": "".join(f"{frame.filename}:{frame.lineno}" for frame in last)}

@@ -31,7 +31,7 @@ One provider, tag `{p:NAME}` (broker.throttle); all of them expire some minutes 
     p:{p:NAME}:throttle
                      hash    see below
     p:{p:NAME}:running  zset holders of calls; score = until when they count, ms of the server's clock
-    p:{p:NAME}:calls hash    holder of a call -> "<tokens it may use> <round it began in>"
+    p:{p:NAME}:calls hash    holder of a call -> "<tokens it may use> <round it began in> <claim of the holder>"
     p:{p:NAME}:probes zset   holders of calls that try a provider whose circuit is half open; score = until when they
                              count as such
     p:{p:NAME}:waiting  zset holders that wait for their turn; score = tokens that were asked for before it

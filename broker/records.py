@@ -233,9 +233,14 @@ class Records:
     async def delete(self, record: Record) -> None:
         """Erase prompt and log. A worker that still writes is fenced; the id answers 410 from here on."""
         args: list[Arg] = [round(self._settings.tombstone_seconds * 1000), self._keys.live(record.id)]
-        await self._confirmed_if_possible(DELETE, record, args)
+        reply = await self._confirmed_if_possible(DELETE, record, args)
         await self._store.remove(self._keys.index(record.tenant), [record.id])
-        await self._queue.drop([Hint(record.id, record.tenant, record.priority)])
+        hint = Hint(record.id, record.tenant, record.priority)
+        match reply:
+            case [b"deleted", upstream, left_ms] if upstream:  # a provider may still be generating, and its holder dead
+                await self._queue.look_again([hint], int(left_ms))
+            case _:
+                await self._queue.drop([hint])
 
     async def adopt_orphan(self, generation: str) -> bool:
         """Put back the hint of a generation that was accepted, has not ended and is held by nobody; True if it was

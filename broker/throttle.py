@@ -116,8 +116,11 @@ class Throttle:
         longest_pause_ms = round(_LONGEST_PAUSES * self._open_ms)
         self._ttl_ms = max(self._lease_ms, self._window_ms, longest_pause_ms, LONGEST_HOLD_MS) + _SPARE_MS
 
-    async def admit(self, provider: str, holder: str, *, tokens: int, retry: bool) -> Admitted | Wait | Refused:
-        """Ask to make a call. `holder` names this one call, `tokens` is the most it may use, prompt and answer.
+    async def admit(
+        self, provider: str, holder: str, *, tokens: int, retry: bool, claim: int = 1
+    ) -> Admitted | Wait | Refused:
+        """Ask to make a call. `holder` makes one at a time; `tokens` is the most it may use, prompt and answer. A call
+        of an earlier `claim` of the holder's is over, for its worker is lost: its slot is given up.
 
         To be asked again after `Wait`, with the same holder. Raises `StoreUnavailable`: it may have been admitted then,
         and to ask again tells.
@@ -130,7 +133,7 @@ class Throttle:
                 *(holder, tokens, "1" if retry else "0", self._lease_ms, self._ttl_ms),
                 *(_or_empty(limits.concurrency), _or_empty(limits.requests_per_minute)),
                 *(_or_empty(limits.tokens_per_minute), repr(settings.retry_ratio), settings.retry_floor),
-                *(MOST_PROBES, self._open_ms),
+                *(MOST_PROBES, self._open_ms, claim),
             ],
         )
         match answer:
@@ -142,9 +145,17 @@ class Throttle:
                 return Refused("retry_budget")
 
     async def settle(
-        self, provider: str, holder: str, outcome: Outcome, *, tokens: int | None = None, hold_ms: int = 0
+        self,
+        provider: str,
+        holder: str,
+        outcome: Outcome,
+        *,
+        tokens: int | None = None,
+        hold_ms: int = 0,
+        claim: int = 1,
     ) -> None:
-        """Say that a call has ended, or that its holder no longer waits. The second time it does nothing.
+        """Say that a call has ended, or that its holder no longer waits. It does nothing the second time, and where a
+        later `claim` of the holder's has a call of its own.
 
         `tokens` is what it used, where that is known; `hold_ms` the provider's Retry-After: nobody is admitted for as
         long, a minute at most. Raises `StoreUnavailable`: if it is not repeated, the slot is free after its lease.
@@ -156,7 +167,7 @@ class Throttle:
             [
                 *(holder, outcome.value, _or_empty(tokens), max(0, min(hold_ms, LONGEST_HOLD_MS))),
                 *(self._ttl_ms, _or_empty(limits.tokens_per_minute), self._window_ms, settings.breaker_min_calls),
-                *(repr(settings.breaker_failure_ratio), self._open_ms, repr(random.random())),
+                *(repr(settings.breaker_failure_ratio), self._open_ms, repr(random.random()), claim),
             ],
         )
         match answer:

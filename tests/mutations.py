@@ -324,8 +324,15 @@ MUTATIONS = (
     Mutation(
         rule="throttle, admit: same holder admitted again pays nothing",
         file="broker/scripts/admit.lua",
-        old="if redis.call('ZSCORE', running, holder) then return {'admitted'} end",
+        old="if held == claim then return {'admitted'} end",
         new="",
+        caught_by=THROTTLE,
+    ),
+    Mutation(
+        rule="throttle, admit: the call behind a lost one counts",
+        file="broker/scripts/admit.lua",
+        old="if held == claim then",
+        new="if held <= claim then",
         caught_by=THROTTLE,
     ),
     Mutation(

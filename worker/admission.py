@@ -51,11 +51,12 @@ class RetryRefused(ProviderError):
 
 
 class Admission:
-    """The calls of one run. `holder` names the run."""
+    """The calls of one run. `holder` names its generation, `claim` (an epoch) the run."""
 
-    def __init__(self, throttle: Throttle, *, holder: str, facts: Facts) -> None:
+    def __init__(self, throttle: Throttle, *, holder: str, claim: int, facts: Facts) -> None:
         self._throttle = throttle
         self._holder = holder
+        self._claim = claim
         self._facts = facts
         self._provider: str | None = None  # of the call under way
         self._queued: str | None = None  # where a turn is waited for
@@ -74,7 +75,7 @@ class Admission:
         waited = 0
         while True:
             answer = await until_available(
-                lambda: self._throttle.admit(provider, self._holder, tokens=tokens, retry=retry)
+                lambda: self._throttle.admit(provider, self._holder, tokens=tokens, retry=retry, claim=self._claim)
             )
             match answer:
                 case Admitted():
@@ -94,7 +95,9 @@ class Admission:
     async def give_up(self) -> None:
         """No turn is waited for any more: who stands behind must not wait for this one to ask again."""
         if (provider := self._queued) is not None:
-            await until_available(lambda: self._throttle.settle(provider, self._holder, Outcome.NEUTRAL))
+            await until_available(
+                lambda: self._throttle.settle(provider, self._holder, Outcome.NEUTRAL, claim=self._claim)
+            )
             self._queued = None
 
     async def leave(self, how: ProviderError | Literal["whole", "stopped"], usage: Usage | None) -> None:
@@ -113,7 +116,9 @@ class Admission:
                 hold_ms = round(1000 * (how.retry_after or 0.0))
         tokens = None if usage is None else usage.input_tokens + usage.output_tokens
         await until_available(
-            lambda: self._throttle.settle(provider, self._holder, outcome, tokens=tokens, hold_ms=hold_ms)
+            lambda: self._throttle.settle(
+                provider, self._holder, outcome, tokens=tokens, hold_ms=hold_ms, claim=self._claim
+            )
         )
         self._provider = None
 

@@ -106,8 +106,9 @@ class Answer:
                             writer.add_text(event.text)
                         else:
                             self._text(event.text)
-                        if counts:
-                            await self._purse.count()
+                        if counts and self._purse.count():
+                            with watch.paused():
+                                await self._purse.report()
                     elif isinstance(event, Finish):
                         self._end_of_text()
                         self._use(event.usage)

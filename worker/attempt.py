@@ -13,12 +13,12 @@ from typing import Final
 
 import structlog
 
-from broker.errors import ProviderError
+from broker.errors import ProviderError, where
 from broker.events import Completed, Failed, FailureCode, Json, Status, Terminal, Usage
 from broker.generation import Recovery, Target
 from broker.lease import Lease
 from worker.admission import Admission, MustWait, RetryRefused
-from worker.conversation import Conversation, ForTools, where
+from worker.conversation import Conversation, ForTools
 from worker.facts import encoded, price_of
 from worker.means import Means
 from worker.privacy import without_prompt
@@ -38,6 +38,9 @@ _ELSEWHERE: Final = frozenset(
         FailureCode.STALLED,
     }
 )
+
+#: Failures of the way to a provider: an answer that it keeps may be going on there.
+_OF_THE_WAY: Final = frozenset({FailureCode.UPSTREAM_INCOMPLETE, FailureCode.STALLED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,7 @@ class Attempt:
 
     async def _through_targets(self) -> Left:
         at = self._first_target()
-        retry = at == 0 and self._lease.attempt > 1
+        retry = at == 0 and self._talk.failed_before
         while True:
             target = self._target = self._targets[at]
             more = at + 1 < len(self._targets)
@@ -145,7 +148,8 @@ class Attempt:
                 code, message = wait.reason, f"{target.provider} would have to be waited for"
             except ProviderError as error:
                 await self._talk.leave(error)
-                if not (more and error.failure in _ELSEWHERE and self._talk.may_start_over()):
+                elsewhere = more and error.failure in _ELSEWHERE and self._talk.may_start_over()
+                if not elsewhere or self._can_be_read_on(target, error):
                     return self._after_failure(error)
                 code, message = error.code, self._shareable(error)
             except Exception as exc:  # noqa: BLE001 - a defect of a provider must end its generation, not the worker
@@ -160,6 +164,12 @@ class Attempt:
         """The first one, or the one whose answer can be read on."""
         found = self._talk.progress()
         return next((at for at, target in enumerate(self._targets) if self._talk.valid_mark(found, target)), 0)
+
+    def _can_be_read_on(self, target: Target, error: ProviderError) -> bool:
+        """The provider keeps the answer and may be asked for its rest: a fallback would take back what was shown."""
+        if error.failure not in _OF_THE_WAY or self._lease.attempt >= self._request.max_attempts:
+            return False
+        return self._talk.valid_mark(self._talk.progress(), target) is not None
 
     def _say_next(self, target: Target, *, code: str, message: str) -> None:
         """A target takes over, at once."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
@@ -23,7 +22,7 @@ import orjson
 import structlog
 
 from broker.budget import Purse
-from broker.errors import ProviderError
+from broker.errors import ProviderError, where
 from broker.events import Entry, FailureCode, FinishReason, Json, Reset, Started, Status
 from broker.generation import Recovery, Request, Target, ToolMode
 from broker.lease import Lease
@@ -65,7 +64,7 @@ class Conversation:
         self._writer = writer
         self._means = means
         self.facts = Facts(queue_ms=lease.queued_ms, retries=max(0, lease.attempt - 1))
-        self.admission = Admission(means.throttle, holder=lease.generation, facts=self.facts)
+        self.admission = Admission(means.throttle, holder=lease.generation, claim=lease.epoch, facts=self.facts)
         self._purse = Purse(means.store, lease.tenant)
         self._begun: Target | None = None  # the target that the log says is at work, under this epoch
         self._mark = UpstreamMark.decode(lease.upstream) if lease.upstream else None
@@ -81,6 +80,15 @@ class Conversation:
     def progress(self) -> Progress:
         """What the log holds, as turns."""
         return progress(self._writer.entries)
+
+    @property
+    def failed_before(self) -> bool:
+        """Whether the log's last word is that a provider failed. A lost worker is no failure of the provider's."""
+        for entry in reversed(self._writer.entries):
+            phase = status_of(entry).get("phase")
+            if entry.field != b"started" and phase != "waiting":
+                return phase == "retrying"
+        return False
 
     def valid_mark(self, found: Progress, target: Target | None = None) -> UpstreamMark | None:
         """The mark, if it is of the answer that was cut: its position stands behind the last whole turn."""
@@ -295,9 +303,3 @@ def _why_anew(entries: Sequence[Entry]) -> str:
     last = next((entry for entry in reversed(entries) if entry.field != b"started"), None)
     said = status_of(last) if last is not None else {}
     return str(said.get("code") or said.get("reason") or "worker_lost")
-
-
-def where(exc: BaseException) -> dict[str, str]:
-    """What may be logged of an unexpected error: its class and its place. Its words could hold a prompt or a key."""
-    last = traceback.extract_tb(exc.__traceback__)[-1:]
-    return {"error": type(exc).__name__, "at": "".join(f"{frame.filename}:{frame.lineno}" for frame in last)}

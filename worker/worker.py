@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 
 from broker.backoff import Backoff
-from broker.errors import Closed, Fenced, GenerationExpired, GenerationUnknown, StoreError, StoreUnavailable
+from broker.errors import Closed, Fenced, GenerationExpired, GenerationUnknown, StoreError, StoreUnavailable, where
 from broker.events import DELTA_FIELDS, CancelReason, Json
 from broker.generation import State
 from broker.lease import Busy, ClaimAnswer, Ended, Lease, Leases, Lost, Missing, Renewed, new_owner
@@ -193,7 +193,7 @@ class Worker:
         except StoreError as exc:
             _log.warning("claim_failed", generation=hint.generation, error=str(exc))
         except Exception as exc:  # noqa: BLE001 - one hint's defect must not take the others with it
-            _log.error("run_defect", generation=hint.generation, error=repr(exc)[:300])
+            _log.error("run_defect", generation=hint.generation, **where(exc))
 
     async def _claim_and_run(self, hint: Hint) -> None:
         if hint.generation in self._runs:
@@ -206,7 +206,7 @@ class Worker:
                 await self._supervise(run, hint)
             case Busy(wait_ms=wait):
                 await self._put_off(hint, wait)
-            case Ended(state=State.CANCELLED, upstream=mark) if mark:
+            case Ended(state=State.CANCELLED | State.DELETED, upstream=mark) if mark:
                 await abandon(self._means.providers, UpstreamMark.decode(mark), generation=hint.generation)
                 await self._queue.drop([hint])
             case Ended() | Missing():
@@ -350,5 +350,5 @@ async def _unharmed(loop: Callable[[], Awaitable[None]]) -> None:
         try:
             await loop()
         except Exception as exc:  # noqa: BLE001 - see above
-            _log.error("loop_defect", loop=loop.__qualname__, error=repr(exc)[:300])
+            _log.error("loop_defect", loop=loop.__qualname__, **where(exc))
             await asyncio.sleep(_TICK_SECONDS)

@@ -5,11 +5,12 @@
 -- ARGV  1 holder: one a call  2 tokens it may use  3 '1' if it is a retry  4 lease ms  5 ms until unused keys may go
 --       6 most calls at once, or ''  7 requests a minute, or ''  8 tokens a minute, or ''
 --       9 share of first calls that may be retried  10 retries a minute beside it
---       11 most probes at once  12 ms for which a probe counts as one
+--       11 most probes at once  12 ms for which a probe counts as one  13 claim: which of its holder's this call is
 -- Returns {admitted} {wait, reason, ms} {refused, reason}
 --
 -- Buys: a holder that is admitted twice takes one slot, one request and its tokens once. A slot whose holder says
--- nothing for a lease is free again. Whoever waits keeps its turn while it asks: a ticket's score is the sum of tokens
+-- nothing for a lease is free again, and one that an earlier claim of its holder left, at once: that worker is lost, and
+-- this is another call, which counts as one. Whoever waits keeps its turn while it asks: a ticket's score is the sum of tokens
 -- asked for before it, so its rank says how many calls go first, and its distance from the first ticket how many
 -- tokens. Tickets that went out of turn are in that sum until the first one goes: it errs towards waiting.
 -- A bucket is one number (GCRA): the time at which it will be full again. It holds a minute's worth.
@@ -36,7 +37,15 @@ end
 for _, gone in ipairs(redis.call('ZRANGEBYSCORE', running, '-inf', whole(now))) do redis.call('HDEL', calls, gone) end
 for _, gone in ipairs(redis.call('ZRANGEBYSCORE', asked, '-inf', whole(now))) do redis.call('ZREM', waiting, gone) end
 for _, key in ipairs({running, asked, probes}) do redis.call('ZREMRANGEBYSCORE', key, '-inf', whole(now)) end
-if redis.call('ZSCORE', running, holder) then return {'admitted'} end
+local claim = tonumber(ARGV[13])
+if redis.call('ZSCORE', running, holder) then
+  local held = tonumber(string.match(redis.call('HGET', calls, holder) or '', '^%d+ %d+ (%d+)$') or ARGV[13])
+  if held == claim then return {'admitted'} end
+  if held > claim then return {'wait', 'concurrency', whole(LONGEST_PLACE_MS)} end  -- it is lost, and will hear of it
+  redis.call('ZREM', running, holder)
+  redis.call('ZREM', probes, holder)
+  redis.call('HDEL', calls, holder)
+end
 
 local t = redis.call('HMGET', throttle, 'round', 'open_until', 'hold_until', 'requests_full', 'tokens_full', 'tickets',
                      'm0', 'm1', 'm2', 'm3', 'm4', 'm5')
@@ -112,7 +121,7 @@ end
 redis.call('ZREM', waiting, holder)
 redis.call('ZREM', asked, holder)
 redis.call('ZADD', running, whole(now + lease_ms), holder)
-redis.call('HSET', calls, holder, whole(tokens) .. ' ' .. round)
+redis.call('HSET', calls, holder, table.concat({whole(tokens), round, ARGV[13]}, ' '))
 if open_until then redis.call('ZADD', probes, whole(now + tonumber(ARGV[12])), holder) end
 if retry then retries_now = retries_now + 1 else firsts_now = firsts_now + 1 end
 local counted = {whole(slot_now), whole(firsts_now), whole(retries_now)}

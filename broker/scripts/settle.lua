@@ -5,9 +5,11 @@
 -- ARGV  1 holder  2 ok, failed or neutral  3 tokens it used, or ''  4 ms for which nobody is to come again, or 0
 --       5 ms until unused keys may go  6 tokens a minute, or ''
 --       7 breaker window ms  8 calls it needs to judge  9 share of failures that opens it  10 open ms  11 random, 0..1
+--       12 claim: which of its holder's this call is
 -- Returns {settled, what it did to the circuit: opened, closed or ''} {unknown}
 --
--- Buys: a call is settled once: what is not running changes nothing. Each call remembers the round it began in, and
+-- Buys: a call is settled once: what is not running changes nothing, and a worker that lost its holder to a later claim
+-- settles nothing of that one's. Each call remembers the round it began in, and
 -- every opening and closing begins another one, so a call from before an outage does not judge what is after it. With
 -- the circuit not closed, calls of the present round are probes: none but them is admitted then.
 local MINUTE_MS = 60000
@@ -19,9 +21,10 @@ local SLOT_FIELDS = {'w0', 'w1', 'w2', 'w3', 'w4', 'w5', 'w6', 'w7', 'w8', 'w9'}
 
 local throttle, running, calls, probes, waiting, asked = unpack(KEYS)
 local holder, outcome, ttl_ms = ARGV[1], ARGV[2], tonumber(ARGV[5])
+local estimate, began, claim = string.match(redis.call('HGET', calls, holder) or '', '^(%d+) (%d+) (%d+)$')
+if claim and claim ~= ARGV[12] then return {'unknown'} end
 redis.call('ZREM', waiting, holder)
 redis.call('ZREM', asked, holder)
-local estimate, began = string.match(redis.call('HGET', calls, holder) or '', '^(%d+) (%d+)$')
 if not estimate then return {'unknown'} end
 redis.call('HDEL', calls, holder)
 redis.call('ZREM', running, holder)

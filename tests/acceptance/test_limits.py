@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +16,11 @@ import orjson
 import pytest
 import redis
 
+from broker.embedded import EmbeddedServer
 from broker.events import Started, Status
 from broker.keys import Keys
 from tests.support.elapsed import Elapsed
+from tests.support.servers import free_port
 from tests.support.sse_client import Reader, follow
 from tests.support.stack import Stack, eventually
 from tests.support.wire_provider import (
@@ -176,6 +181,45 @@ def test_what_a_killed_worker_was_asking_is_asked_again_within_the_limit(
     assert models.calls["m"] == 6
 
 
+def test_a_call_that_follows_a_lost_one_counts_as_one(stack: Stack, models: Models) -> None:
+    """The provider has counted both."""
+    models.hold("m")
+    stack.remove(stack.workers[1])
+    lost = [submit(stack, "slow", "m") for _ in range(2)]
+    eventually(lambda: models.calls["m"] == 2, "both are asked")
+    following = stack.add_worker()
+    eventually(lambda: following.events("worker_started"), "another worker is there")
+    stack.workers[0].kill()
+    eventually(lambda: models.calls["m"] == 3, "one is asked again")
+    eventually(lambda: [waits(stack, it) for it in lost].count(["requests"]) == 1, "the other one waits")
+    assert models.calls["m"] == 3
+
+
+def test_a_lost_worker_is_no_failure_of_the_provider(
+    redis_url: str, tmp_path: Path, models: Models, server: WireProvider
+) -> None:
+    """Neither what it was asking nor what waited for its turn needs the budget of retries."""
+    gate = models.hold("m")
+    settings = environment(
+        server.url,
+        {"one": {"concurrency": 1}},
+        LEGATO_RETRY_RATIO="0",
+        LEGATO_RETRY_FLOOR="0",
+        LEGATO_LEASE_SECONDS="1",
+    )
+    with Stack.start(redis_url, tmp_path, environment=settings) as stack:
+        asked = submit(stack, "one", "m")
+        eventually(lambda: server.open == 1, "it is asked")
+        waiting = submit(stack, "one", "m")
+        eventually(lambda: waits(stack, waiting), "the other one waits")
+        stack.workers.pop().kill()
+        stack.add_worker()
+        eventually(lambda: models.calls["m"] == 2, "somebody goes on")
+        server.let_go(gate)
+        for reader in follow_all(stack, [asked, waiting]):
+            assert (reader.text, reader.events[-1]) == (TEXT, "completed")
+
+
 def test_requests_a_minute_are_counted_over_all_workers(stack: Stack, models: Models) -> None:
     models.script("m", Reply.events(openai_stream(TEXT)))
     generations = [submit(stack, "slow", "m") for _ in range(5)]
@@ -273,6 +317,26 @@ def test_a_tenants_budget_stops_the_call_that_reaches_it_and_lets_no_other_begin
         assert reader.ended is not None
         assert (reader.ended.event, reader.ended.data["code"]) == ("failed", "budget_exceeded")
         assert (reader.text, models.calls["m"]) == ("", 1)
+
+
+def test_a_store_that_is_away_while_a_budget_is_counted_is_no_silence_of_the_provider(tmp_path: Path) -> None:
+    settings = {"LEGATO_TENANT_TOKENS_PER_DAY": "1000000", "LEGATO_LEASE_SECONDS": "30"}
+    options = {"tokens": 400, "seed": 5, "tokens_per_second": 100}
+    with (
+        EmbeddedServer.start(tmp_path / "store", port=free_port()) as store,
+        Stack.start(store.url, tmp_path, environment=settings) as stack,
+    ):
+        generation = stack.submit(options, stall_seconds=1)
+        stack.wait_entries(generation, 20)
+        os.kill(store.pid, signal.SIGSTOP)
+        try:
+            time.sleep(3)  # the count that falls due meanwhile waits longer than a provider may be silent
+        finally:
+            os.kill(store.pid, signal.SIGCONT)
+        [reader] = follow_all(stack, [generation])
+        assert (reader.text, reader.events[-1]) == (sim_text(400, 5), "completed")
+        assert "reset" not in reader.events
+        assert attempts(stack, generation) == {1}
 
 
 def test_a_tenants_budget_takes_the_providers_own_count(

@@ -56,6 +56,7 @@ class Kept:
     frames: list[bytes]
     cuts: list[tuple[int, Action] | None]
     forgotten: bool = False  # nobody can have it again
+    refused: bool = False  # nobody can have it now
     posts: int = 0
     resumed_after: list[int] = field(default_factory=list)
     cancels: int = 0
@@ -71,6 +72,9 @@ class Keeper:
         frames = responses_frames(stream.replace(b'"resp_1"', orjson.dumps(f"resp_{model}")))
         kept = self.answers[model] = Kept(frames=frames, cuts=[*cuts, None], forgotten=forgotten)
         return kept
+
+    def refuse(self, model: str) -> None:
+        self.answers[model].refused = True
 
     def __call__(self, request: Received) -> Reply:
         url = urlsplit(request.path)
@@ -90,6 +94,8 @@ class Keeper:
         kept.resumed_after.append(after)
         if kept.forgotten:
             return Reply.error(404, {"error": {"message": "no such response", "type": "invalid_request_error"}})
+        if kept.refused:
+            return Reply.error(500, {"error": {"message": "not now"}})
         return self._read(kept, after + 1)
 
     @staticmethod
@@ -119,7 +125,7 @@ def stack(
         style: {"base_url": f"{local.url}/{style}", "api_key_env": None, "continue_style": style} for style in STYLES
     }
     environment = {
-        "LEGATO_PROVIDERS": ",".join(["openai_responses", *STYLES]),
+        "LEGATO_PROVIDERS": ",".join(["openai_responses", "sim", *STYLES]),
         "LEGATO_OPENAI_COMPATIBLE": orjson.dumps(servers).decode(),
         "LEGATO_CONTINUE_MODELS": orjson.dumps(dict.fromkeys(STYLES, ("m *",))).decode(),
         "OPENAI_API_KEY": "sk-test",
@@ -310,6 +316,52 @@ def test_an_answer_whose_every_worker_was_lost_is_stopped_at_the_provider(stack:
     assert reader.ended is not None
     assert (reader.ended.event, reader.ended.data["code"]) == ("failed", "worker_lost")
     eventually(lambda: kept.cancels == 1, "the provider is told")
+
+
+@pytest.mark.parametrize("how", [Cut(), Pause(NEVER)], ids=["broken", "silent"])
+def test_an_answer_that_can_be_read_on_is_not_asked_for_elsewhere(stack: Stack, keeper: Keeper, how: Action) -> None:
+    """A fallback would take back what was shown, and be paid for again."""
+    stream = responses_stream(*TEXTS)
+    model = f"not-elsewhere-{type(how).__name__.lower()}"
+    kept = keeper.keep(model, stream, (at(stream, TEXTS[2]), how))
+    elsewhere = {"provider": "sim", "model": "sim-1"}
+    reader, _ = follow(stack.urls, submit(stack, model, fallbacks=[elsewhere], stall_seconds=2))
+    check_whole(reader)
+    assert (kept.posts, kept.cancels) == (1, 0)
+
+
+def test_an_answer_that_nobody_will_read_on_is_stopped_where_a_fallback_follows(stack: Stack, keeper: Keeper) -> None:
+    stream = responses_stream(*TEXTS)
+    kept = keeper.keep("elsewhere", stream, (at(stream, TEXTS[2]), Cut()))
+    elsewhere = {"provider": "sim", "model": "sim-1", "provider_options": {"text": "All of it."}}
+    reader, _ = follow(stack.urls, submit(stack, "elsewhere", fallbacks=[elsewhere], max_attempts=1))
+    assert (reader.text, reader.events.count("reset"), reader.events[-1]) == ("All of it.", 1, "completed")
+    eventually(lambda: kept.cancels == 1, "the provider is told")
+
+
+@pytest.mark.parametrize("lost", ["between attempts", "its worker is dead"])
+def test_deleting_a_generation_that_nobody_holds_stops_its_answer_at_the_provider(
+    stack: Stack, keeper: Keeper, lost: str
+) -> None:
+    stream = responses_stream(*TEXTS)
+    model = lost.replace(" ", "-")
+    between = lost == "between attempts"
+    kept = keeper.keep(model, stream, (at(stream, TEXTS[2]), Cut() if between else Pause(NEVER)))
+    if between:
+        keeper.refuse(model)
+    generation = submit(stack, model, max_attempts=20)
+    if between:
+        eventually(lambda: len(kept.resumed_after) >= 8, "so many attempts have failed that the delays are long")
+        stack.wait_status(generation, "retrying")
+    else:
+        eventually(lambda: text_of(stack, generation) == "".join(TEXTS[:3]), "so much is shown")
+        holder = stack.holder(generation)
+        holder.kill()
+        stack.workers.remove(holder)
+    assert stack.delete(f"/v1/generations/{generation}").status in (202, 204)
+    if not between:
+        stack.add_worker()
+    eventually(lambda: kept.cancels, "the provider is told")
 
 
 def test_deleting_a_generation_stops_its_answer_at_the_provider(stack: Stack, keeper: Keeper) -> None:

@@ -46,9 +46,9 @@ class Providers:
         self.elapsed = Elapsed(store.keys, LIMITED, window_ms=window_ms)
 
     async def ask(
-        self, holder: str, *, tokens: int = 0, retry: bool = False, provider: str = LIMITED
+        self, holder: str, *, tokens: int = 0, retry: bool = False, provider: str = LIMITED, claim: int = 1
     ) -> Admitted | Wait | Refused:
-        return await self.throttle.admit(provider, holder, tokens=tokens, retry=retry)
+        return await self.throttle.admit(provider, holder, tokens=tokens, retry=retry, claim=claim)
 
     async def admitted(self, *holders: str, **options: Any) -> None:
         for holder in holders:
@@ -126,6 +126,24 @@ async def test_a_call_that_is_settled_again_frees_nothing_again(kit: Kit) -> Non
     await them.ended("c", outcome=Outcome.NEUTRAL)
     await them.admitted("d", tokens=25)
     await them.waits("e", reason="concurrency")
+
+
+async def test_a_later_claim_of_a_holder_gives_up_the_call_of_the_earlier_one_and_pays_for_its_own(kit: Kit) -> None:
+    """The worker with the earlier claim is lost; should it wake, it frees nothing and gets nothing."""
+    them = limited(kit, concurrency=2, requests_per_minute=4, tokens_per_minute=100)
+    await them.admitted("a", "b", tokens=20, claim=1)
+    await them.admitted("a", "a", tokens=20, claim=2)
+    assert (await them.state()).in_flight == 2
+    await them.ended("a", outcome=Outcome.FAILED, tokens=0, claim=1)
+    await them.waits("a", reason="concurrency", claim=1)
+    assert (await them.state()).in_flight == 2
+    await them.ended("a", tokens=20, claim=2)
+    assert (await them.state()).in_flight == 1
+    await them.waits("c", reason="tokens", tokens=41)
+    await them.ended("c", outcome=Outcome.NEUTRAL)
+    await them.admitted("c", tokens=40)
+    await them.ended("c", tokens=0)
+    await them.waits("d", reason="requests")
 
 
 async def test_slots_of_a_killed_worker_come_back_and_those_that_are_kept_do_not(kit: Kit) -> None:
