@@ -32,7 +32,7 @@ from broker.events import CancelReason, FailureCode
 from broker.generation import Priority, Record, Request, State, created_at, new_id
 from broker.position import Position
 from broker.queue import Hint, Queue
-from broker.scripts import CANCEL, CONFIRM, CREATE, DELETE, RECORD, RESERVE, UNRESERVE, Script
+from broker.scripts import CANCEL, CONFIRM, CREATE, DELETE, RECORD, RESERVE, Script
 from broker.store import Store, jump
 from broker.wire import Arg, Reply, StoreReplyError
 
@@ -107,15 +107,17 @@ class Records:
         generation, replayed = new_id(), False
         reserve = [self._keys.idempotency(tenant, key or ""), self._keys.index(tenant)]
         keep_ms = round(settings.idempotency_seconds * 1000)
-        match await self._confirmer.run(RESERVE, reserve, [generation, fingerprint if key else "", keep_ms]):
+        full = await self._queue.waiting() >= settings.max_queued
+        naming: list[Arg] = [generation, fingerprint if key else "", keep_ms, "1" if full else "0"]
+        match await self._confirmer.run(RESERVE, reserve, naming):
             case [b"known", seen, known]:
                 if seen.decode() != fingerprint:
                     raise KeyReused("this Idempotency-Key was used with another body")
                 generation, replayed = known.decode(), True
             case [b"reserved"]:
-                if await self._queue.waiting() >= settings.max_queued:
-                    await self._store.run(UNRESERVE, reserve, [generation])
-                    raise QueueFull(f"{settings.max_queued} jobs wait already")
+                pass
+            case [b"refused"]:
+                raise QueueFull(f"{settings.max_queued} jobs wait already")
             case reply:
                 raise StoreReplyError(f"reserve answered {reply[:1]!r}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -47,6 +48,26 @@ async def test_a_full_queue_refuses_new_jobs_and_nobody_who_comes_back(kit: Kit)
     [hint] = (await kit.queue.take(5)).hints
     await kit.queue.drop([hint])
     assert not (await records.submit("acme", job(), key="second", fingerprint="other")).replayed
+
+
+async def test_a_refusal_takes_no_key_away_from_who_came_with_it_meanwhile(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two requests under one key finds the queue full, while the other one is accepted: a third must not start a
+    second generation."""
+    accepted: list[str] = []
+
+    async def full_for_the_first() -> int:
+        monkeypatch.undo()
+        accepted.append((await kit.records.submit("acme", job(), key="k", fingerprint="f")).id)
+        return kit.store.settings.max_queued
+
+    monkeypatch.setattr(kit.queue, "waiting", full_for_the_first)
+    with suppress(QueueFull):
+        accepted.append((await kit.records.submit("acme", job(), key="k", fingerprint="f")).id)
+    accepted.append((await kit.records.submit("acme", job(), key="k", fingerprint="f")).id)
+    assert len(set(accepted)) == 1
+    assert [record.id for record in (await kit.records.newest("acme", limit=5)).records] == accepted[:1]
 
 
 async def test_a_submit_that_was_refused_half_way_is_never_run(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
