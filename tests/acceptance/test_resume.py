@@ -3,17 +3,20 @@ process, in a log that grows and in one that has ended."""
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
+import redis
 
 from broker.events import Delta
+from broker.keys import Keys
 from tests.support.sse_client import (
     NDJSON,
     SSE,
@@ -113,6 +116,70 @@ def test_every_id_on_the_way_stands_for_the_text_up_to_it(stack: Stack, finished
                 reader.take(frame)
                 if frame.id is not None:
                     assert seen[cursor] + reader.text == seen[frame.id], frame.id
+
+
+@pytest.mark.timeout(600)
+def test_resume_from_every_position_of_a_running_log_gives_exactly_the_rest(redis_url: str, tmp_path: Path) -> None:
+    """At each of 2,000 positions, over both processes, while more is still to come. The worker stands still until
+    everybody of a batch is attached, so that each reads a replay and then what comes; batches, for a process may not
+    have thousands of connections everywhere."""
+    tokens, batch = DELTAS + 150, 500
+    whole = sim_text(tokens, 12)
+    with Stack.start(redis_url, tmp_path, apis=2, environment={"LEGATO_LEASE_SECONDS": "120"}) as stack:
+        for start in range(0, DELTAS, batch):
+            generation = stopped_behind(stack, DELTAS, {"tokens": tokens, "seed": 12, "tokens_per_second": 500})
+            seen = seen_at(stack, generation)
+            positions = list(seen)[start : start + batch]
+            texts = asyncio.run(resume_all(stack, generation, positions, stack.workers[0].resume))
+            for position, text in zip(positions, texts, strict=True):
+                assert seen[position] + text == whole, position
+
+
+def stopped_behind(stack: Stack, entries: int, options: Mapping[str, object]) -> str:
+    """A generation whose log has more than so many entries and no end; its worker stands still."""
+    worker = stack.workers[0]
+    with redis.Redis.from_url(stack.url, protocol=2) as client:
+        while True:  # a machine that is busy may see it end first
+            generation = stack.submit(options)
+            log = Keys(stack.prefix).log(generation)
+            while client.xlen(log) <= entries:
+                time.sleep(0.001)
+            worker.pause()
+            if stack.status(generation) == "running":
+                return generation
+            worker.resume()
+
+
+async def resume_all(
+    stack: Stack, generation: str, positions: list[str], everybody_is_there: Callable[[], None]
+) -> list[str]:
+    """The rest of the text behind each position, read at once."""
+    attached = 0
+
+    async def resume(number: int, position: str) -> str:
+        nonlocal attached
+        reader, writer = await asyncio.open_connection("127.0.0.1", stack.apis[number % 2].port)
+        head = (
+            f"GET {events_path(generation)} HTTP/1.1\r\nHost: h\r\nAccept: {SSE}\r\nLast-Event-ID: {position}\r\n\r\n"
+        )
+        writer.write(head.encode())
+        await reader.readuntil(b"\r\n\r\n")
+        attached += 1
+        seen, parser = Reader(), SseParser()
+        while seen.ended is None:
+            size = int(await reader.readline(), 16)
+            assert size, "the body ended without the terminal event"
+            for frame in parser.feed((await reader.readexactly(size + 2))[:-2]):
+                seen.take(frame)
+        writer.close()
+        assert [each["verdict"] for each in seen.opens] == ["start" if position == "0-0" else "resumed"]
+        return seen.text
+
+    reading = [asyncio.create_task(resume(number, position)) for number, position in enumerate(positions)]
+    while attached < len(positions):
+        await asyncio.sleep(0.02)
+    everybody_is_there()
+    return await asyncio.gather(*reading)
 
 
 @pytest.mark.timeout(180)
