@@ -269,13 +269,6 @@ def mending(schedule: WorkersAndFailovers) -> Worker:
     return second
 
 
-@pytest.mark.timeout(TIMEOUT_SECONDS)
-@pytest.mark.parametrize("kind", [WorkersAndFailovers, WholeWorld])
-def test_the_log_keeps_its_promises_under_every_schedule(stage: Stage, kind: type[WorkersAndFailovers]) -> None:
-    run_state_machine_as_test(lambda: kind(stage), settings=schedules(RUNS))
-    print("answers of the store:", dict(sorted(stage.seen.items())))
-
-
 @pytest.mark.parametrize("lost", ["claim", "read", None])
 def test_whoever_writes_anew_goes_on_though_a_reply_is_lost(schedule: WorkersAndFailovers, lost: str | None) -> None:
     """Its own claim, of which it did not hear, must not shut it out."""
@@ -360,3 +353,10 @@ def test_of_two_claims_under_one_epoch_only_the_one_in_the_record_writes(stage: 
     answer = stage.call(append(world.generation, second.epoch, "second", BEGINNING, [entry]))
     assert isinstance(answer, Appended)
     world.close()
+
+
+@pytest.mark.timeout(TIMEOUT_SECONDS)
+@pytest.mark.parametrize("kind", [WorkersAndFailovers, WholeWorld])
+def test_the_log_keeps_its_promises_under_every_schedule(stage: Stage, kind: type[WorkersAndFailovers]) -> None:
+    run_state_machine_as_test(lambda: kind(stage), settings=schedules(RUNS))
+    print("answers of the store:", dict(sorted(stage.seen.items())))
