@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from api import generations, health, metrics, openapi, problem, submit, tool_results
+from api import generations, health, metrics, openapi, problem, submit, threads, tool_results
 from api.dialects import ai_sdk
 from api.edge import Edge
 from api.services import Services
@@ -32,7 +32,14 @@ def build(services: Services) -> ASGIApp:
     events = Route(
         "/v1/generations/{generation}/events", EventsRoute(services), methods=["GET", "HEAD"], include_in_schema=False
     )
-    app.router.routes.append(events)
+    thread_events = Route(
+        "/v1/threads/{thread:path}/events",
+        threads.ThreadEventsRoute(services),
+        methods=["GET", "HEAD"],
+        include_in_schema=False,
+    )
+    app.router.routes += [events, thread_events]
+    app.include_router(threads.router(services))  # behind them: a name may hold slashes
     app.router.routes.extend(ai_sdk.routes(services))
     openapi.install(app)
     settings = services.settings

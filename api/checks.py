@@ -40,6 +40,7 @@ def check(body: Mapping[str, Any], settings: Settings) -> Iterator[Wrong]:
     yield from _tools(body)
     yield from _tool_use(body)
     yield from _times(body)
+    yield from _thread(body)
     yield from _delivery(body)
     yield from _options(body)
 
@@ -102,6 +103,11 @@ def _limits_of(provider: str, path: Path, body: Mapping[str, Any]) -> Iterator[W
             yield from _both(("temperature",), path, f"there it is at most {_MOST_TEMPERATURE_OF_ANTHROPIC}")
         case _:
             pass
+
+
+def _thread(body: Mapping[str, Any]) -> Iterator[Wrong]:
+    if body.get("thread_policy") is not None and body.get("thread") is None:
+        yield Wrong(("thread_policy",), "it says what to do in a thread: name one in thread")
 
 
 # --- messages ---

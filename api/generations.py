@@ -69,16 +69,12 @@ def router(services: Services) -> APIRouter:
         record = await find(request, generation)
         if record.state.is_terminal:
             return _json(200, _brief(record, record.state))
-        outcome = await services.records.cancel(record, CancelReason.USER)
-        match outcome:
+        match await services.cancel(record, CancelReason.USER):
             case CancelOutcome.ENDED:
                 return _json(200, _brief(record, (await find(request, generation)).state))
             case CancelOutcome.CANCELLED:
                 return _json(202, _brief(record, State.CANCELLED))
             case CancelOutcome.REQUESTED:
-                services.background(
-                    services.see_cancelled(record, CancelReason.USER), name=f"see {generation} cancelled"
-                )
                 return _json(200 if record.cancel_requested else 202, _brief(record, State.CANCELLING))
 
     async def delete(request: Request, generation: str) -> Response:

@@ -50,16 +50,23 @@ def bounds(query: dict[str, str]) -> tuple[float, int]:
     return float(wait), int(limit)
 
 
-async def answer(services: Services, begin: Start, *, wait: float, limit: int, attend: bool) -> Response:
-    """`{verdict, events, position, status}`. Whoever asks is a viewer meanwhile, if it is to `attend`. Raises
-    `StoreUnavailable`: here that is a 503."""
+async def answer(
+    services: Services, begin: Start, *, wait: float, limit: int, attend: bool, place: str = ""
+) -> Response:
+    """`{verdict, events, position, status}`, `place` before each id. Whoever asks is a viewer meanwhile, if it is to
+    `attend`. Raises `StoreUnavailable`: here that is a 503."""
     async with AsyncExitStack() as attached:
         if attend and begin.page.counts_viewers and not begin.page.state.is_terminal:
             await attached.enter_async_context(services.presence.attending(begin.generation))
-        return await _answer(services, begin, wait=wait, limit=limit)
+        return await _answer(services, begin, wait=wait, limit=limit, place=place)
 
 
-async def _answer(services: Services, begin: Start, *, wait: float, limit: int) -> Response:
+def nothing(position: str | None) -> Response:
+    """What a reader of a thread is told that has seen all of it."""
+    return _response(None, [], position, None)
+
+
+async def _answer(services: Services, begin: Start, *, wait: float, limit: int, place: str) -> Response:
     events: list[Event] = []
     cursor, page, verdict = begin.cursor, begin.page, begin.verdict
     if not begin.snapshot and not (page.entries or page.state.is_terminal):
@@ -67,13 +74,12 @@ async def _answer(services: Services, begin: Start, *, wait: float, limit: int) 
         verdict = verdict if page.held else "rewound"
     if begin.snapshot or not page.held:
         fold, page = await services.log.folded(begin.generation)
-        events.append(_event(fold.position, b"snapshot", fold.data(status_of(page))))
+        events.append(_event(place + fold.position, b"snapshot", fold.data(status_of(page))))
         cursor = fold.position
         page = await services.log.read(begin.generation, cursor, limit)
     entries = page.entries[:limit]
-    events += [_event(place, name, data) for place, name, data in merged(entries)]
-    position = entries[-1].position if entries else cursor
-    return _response(verdict, events, position, page)
+    events += [_event(place + position, name, data) for position, name, data in merged(entries)]
+    return _response(verdict, events, place + (entries[-1].position if entries else cursor), status_of(page))
 
 
 async def _next(services: Services, begin: Start, *, wait: float, limit: int) -> Page:
@@ -101,8 +107,8 @@ def _event(position: str, name: bytes, data: bytes) -> Event:
     return {"id": position, "event": name.decode(), "data": orjson.Fragment(data)}
 
 
-def _response(verdict: str, events: list[Event], position: str, page: Page) -> Response:
-    body = orjson.dumps({"verdict": verdict, "events": events, "position": position, "status": status_of(page)})
+def _response(verdict: str | None, events: list[Event], position: str | None, status: str | None) -> Response:
+    body = orjson.dumps({"verdict": verdict, "events": events, "position": position, "status": status})
     return Response(
         body, media_type="application/json", headers={"cache-control": "no-store", "vary": "Accept, Origin"}
     )

@@ -117,6 +117,16 @@ _SCHEMAS: Final[Json] = {
             "status": {"enum": _STATUSES},
         }
     ),
+    "Thread": _object(
+        {
+            "object": {"const": "thread"},
+            "thread": _STRING,
+            "active": _or_null(_STRING),
+            "queued": _list(_STRING),
+            "last": _or_null(_STRING),
+            "stream_url": _STRING,
+        }
+    ),
     "Health": _object({"status": _STRING}, store=_STRING, detail=_STRING),
 }
 
@@ -139,6 +149,7 @@ def _answer(description: str, kind: str | None = None, /, *, headers: Json | Non
 
 
 _ONE: Final = "/v1/generations/{generation}"
+_THREAD: Final = "/v1/threads/{thread}"
 _STREAM: Final[Json] = {"text/event-stream": _EVENTS}
 
 #: What each operation answers when it does what was asked. Everything else is a problem.
@@ -168,6 +179,11 @@ _ANSWERS: Final[dict[tuple[str, str], Json]] = {
         ),
         "204": _answer("The cursor has seen the end"),
     },
+    ("get", _THREAD): {"200": _answer("What it is doing", "Thread")},
+    ("get", _THREAD + "/events"): {
+        "200": _answer("Events of one of its generations", **_STREAM, **{"application/x-ndjson": _EVENTS}),
+        "204": _answer("There is nothing more"),
+    },
     ("get", "/livez"): {"200": _answer("Alive", "Health")},
     ("get", "/readyz"): {"200": _answer("Ready", "Health"), "503": _answer("Not ready", "Health")},
     ("get", "/metrics"): {"200": _answer("Metrics", **{"text/plain": _EVENTS})},
@@ -178,7 +194,9 @@ def _parameter(where: str, name: str, description: str, schema: Json) -> Json:
     return {"in": where, "name": name, "description": description, "schema": schema}
 
 
+_QUALIFIED: Final = "<generation>/<position>: the last id that was taken in"
 _CURSOR: Final = _parameter("header", "Last-Event-ID", "the last position that was taken in", _POSITION)
+_FROM: Final = _parameter("query", "from", "begin with the state so far", {"const": "snapshot"})
 _PARAMETERS: Final[dict[tuple[str, str], list[Json]]] = {
     ("post", "/v1/generations"): [
         _parameter(
@@ -190,11 +208,17 @@ _PARAMETERS: Final[dict[tuple[str, str], list[Json]]] = {
         {**_parameter("path", "generation", "its id", _STRING), "required": True},
         _CURSOR,
         _parameter("query", "last_event_id", "the same, where no header can be set", _POSITION),
-        _parameter("query", "from", "begin with the state so far", {"const": "snapshot"}),
+        _FROM,
         _parameter("query", "wait", "poll: seconds", {"type": "number", "minimum": 0, "maximum": 55, "default": 25}),
         _parameter(
             "query", "limit", "poll: events", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 500}
         ),
+    ],
+    ("get", _THREAD + "/events"): [
+        {**_parameter("path", "thread", "its name", _STRING), "required": True},
+        _parameter("header", "Last-Event-ID", _QUALIFIED, _STRING),
+        _parameter("query", "last_event_id", "the same, where no header can be set", _STRING),
+        _FROM,
     ],
 }
 
@@ -207,6 +231,7 @@ def install(app: FastAPI) -> None:
             document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
             paths = document["paths"]
             paths[_ONE + "/events"] = {"get": {"summary": "Follow a generation", "operationId": "events"}}
+            paths[_THREAD + "/events"] = {"get": {"summary": "Follow a thread", "operationId": "thread_events"}}
             for (method, path), answers in _ANSWERS.items():
                 operation = paths[path][method]
                 operation["responses"] = answers | {"default": _PROBLEM}

@@ -37,6 +37,7 @@ STATUS: Final[Mapping[type[errors.LegatoError], int]] = {
     errors.GenerationExpired: 410,
     errors.KeyReused: 422,
     errors.QueueFull: 429,
+    errors.ThreadBusy: 409,
     errors.StoreError: 503,
     errors.StoreUnavailable: 503,
     errors.StoreUnusable: 503,

@@ -26,7 +26,7 @@ from pydantic_core import PydanticCustomError
 
 from broker import generation
 from broker.events import Json
-from broker.generation import Priority, Recovery, Target, ToolMode
+from broker.generation import Priority, Recovery, Target, ThreadPolicy, ToolMode
 
 _METADATA_BYTES: Final = 16 * 1024
 _DAY_SECONDS: Final = 86_400
@@ -311,6 +311,7 @@ class Submit(_Strict):
     validators: _Filters = []
     delivery: Delivery = Delivery()
     thread: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    thread_policy: Literal["enqueue", "reject", "interrupt"] | None = None
     recovery: Literal["restart", "continue", "fail"] = "restart"
     max_attempts: Annotated[int, Field(ge=1, le=20)] = 3
     on_disconnect: OnDisconnect = OnDisconnect()
@@ -351,6 +352,7 @@ class Submit(_Strict):
                 unit=self.delivery.unit, max_chars=self.delivery.max_chars, flush_ms=self.delivery.flush_ms
             ),
             thread=self.thread,
+            thread_policy=ThreadPolicy(self.thread_policy or "enqueue"),
             recovery=Recovery(self.recovery),
             max_attempts=self.max_attempts,
             timeout_seconds=self.timeout_seconds,

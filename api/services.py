@@ -129,6 +129,13 @@ class Services:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("background_defect", task=task.get_name(), error=repr(error)[:300])
 
+    async def cancel(self, record: Record, reason: CancelReason) -> CancelOutcome:
+        """Cancel, and see that the end is written even if the worker does not answer."""
+        outcome = await self.records.cancel(record, reason)
+        if outcome is CancelOutcome.REQUESTED:
+            self.background(self.see_cancelled(record, reason), name=f"see {record.id} cancelled")
+        return outcome
+
     async def see_cancelled(self, record: Record, reason: CancelReason) -> None:
         """Write the end of a cancelled generation whose worker does not answer."""
         for _ in range(_CANCEL_REPEATS):

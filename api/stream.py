@@ -60,8 +60,7 @@ class EventsRoute:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self._services
         headers = Headers(scope=scope)
-        asked = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        query = {name: values[-1] for name, values in asked.items()}
+        query = query_of(scope)
         tenant = authenticate(scope)
         generation = scope["path_params"]["generation"]
         cursor = cursor_of(headers, query)
@@ -119,9 +118,20 @@ class FaultResponse(Response):
         await send_body(scope, receive, send, once(self._chunk), framing=self._framing, send_seconds=self._send_seconds)
 
 
+def query_of(scope: Scope) -> dict[str, str]:
+    """The query of a request; the last of a name counts."""
+    asked = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    return {name: values[-1] for name, values in asked.items()}
+
+
+def cursor_text(headers: Headers, query: dict[str, str]) -> str:
+    """The cursor of a request as it came: the header, else the query; an empty one is none."""
+    return headers.get("last-event-id", "").strip(" \t") or query.get("last_event_id") or ""
+
+
 def cursor_of(headers: Headers, query: dict[str, str]) -> str | None:
-    """The cursor of a request: the header, else the query; an empty one is none. Raises `InvalidPosition`."""
-    text = headers.get("last-event-id", "").strip(" \t") or query.get("last_event_id") or ""
+    """The cursor of a request that is about one generation. Raises `InvalidPosition`."""
+    text = cursor_text(headers, query)
     return str(Position.parse(text)) if text else None
 
 
@@ -172,10 +182,7 @@ async def serve(
 ) -> None:
     """Answer with a stream: 204 when the cursor has seen the end, else the events behind it."""
     if begin.seen_the_end:
-        # A body-less answer still names the type: some clients take any other for an error and retry for ever.
-        answer = [(b"content-type", framing.media_type), *STREAM_HEADERS, *(headers or [])]
-        await send({"type": "http.response.start", "status": 204, "headers": answer})
-        await send({"type": "http.response.body", "body": b""})
+        await nothing_more(framing, send, headers=headers)
         return
     viewer = Viewer(services, begin, framing, connection=scope.get(CONNECTION))
     services.viewers += 1
@@ -192,6 +199,14 @@ async def serve(
         )
     finally:
         services.viewers -= 1
+
+
+async def nothing_more(framing: Framing, send: Send, *, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+    """204: the reader has seen everything, and shall not come back. A body-less answer still names the type: some
+    clients take any other for an error and retry for ever."""
+    answer = [(b"content-type", framing.media_type), *STREAM_HEADERS, *(headers or [])]
+    await send({"type": "http.response.start", "status": 204, "headers": answer})
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def send_body(

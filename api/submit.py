@@ -25,7 +25,7 @@ from api.services import PASSING, Services
 from api.stream import FaultResponse, StreamResponse, cursor_of, names_sse
 from api.viewer import start
 from broker import generation
-from broker.events import Json
+from broker.events import CancelReason, Json
 from broker.options import MOST_PROBLEMS, Path, Wrong, did_you_mean
 from broker.records import Submitted
 from broker.settings import Settings
@@ -135,7 +135,10 @@ async def submit_job(
     """Store a job that was asked for with `body` at `route`, which together are what an Idempotency-Key stands for."""
     services.check_open()
     fingerprint = sha256(route.encode() + orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
-    return await services.records.submit(tenant, job, key=key, fingerprint=fingerprint)
+    accepted = await services.records.submit(tenant, job, key=key, fingerprint=fingerprint)
+    for other in accepted.interrupted:
+        services.background(services.see_cancelled(other, CancelReason.INTERRUPTED), name=f"see {other.id} interrupted")
+    return accepted
 
 
 def parse(raw: bytes) -> Any:

@@ -11,6 +11,7 @@
     │   └── GenerationDeleted    a client erased it
     ├── KeyReused                an Idempotency-Key came back with another body
     ├── QueueFull                as many jobs wait as the setting allows
+    ├── ThreadBusy               another generation of the thread has not ended, and the submit wants to be alone
     ├── LeaseLost                this process may not write this generation any more
     │   ├── Fenced               somebody claimed it after us, or deleted it
     │   ├── Closed               it has its terminal event already
@@ -96,6 +97,12 @@ class QueueFull(LegatoError):
     """As many jobs wait as `LEGATO_MAX_QUEUED` allows. Cure: submit again after `Retry-After`."""
 
     code = "queue_full"
+
+
+class ThreadBusy(LegatoError):
+    """Another generation of the thread has not ended, and the submit said `reject`. Cure: again after its end."""
+
+    code = "thread_busy"
 
 
 class LeaseLost(LegatoError):

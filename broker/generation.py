@@ -50,6 +50,14 @@ class Recovery(Enum):
     FAIL = "fail"  # end with `failed`
 
 
+class ThreadPolicy(Enum):
+    """What a submit does where its thread has generations that have not ended."""
+
+    ENQUEUE = "enqueue"  # runs behind them
+    REJECT = "reject"  # is refused
+    INTERRUPT = "interrupt"  # cancels them, and runs when they have ended
+
+
 class ToolMode(Enum):
     """Who runs the tools that the model calls."""
 
@@ -137,6 +145,7 @@ class Request:
     validators: list[Filter] = field(default_factory=list)
     max_output_characters: int | None = None
     thread: str | None = None
+    thread_policy: ThreadPolicy = ThreadPolicy.ENQUEUE
     recovery: Recovery = Recovery.RESTART
     max_attempts: int = 3
     timeout_seconds: float | None = None  # whole generation, from its first claim
@@ -186,6 +195,8 @@ class Request:
                 if name in values:
                     found = values[name]
                     values[name] = [kind(**item) for item in found] if isinstance(found, list) else kind(**found)
+            if "thread_policy" in values:
+                values["thread_policy"] = ThreadPolicy(values["thread_policy"])
             if "tool_mode" in values:
                 values["tool_mode"] = ToolMode(values["tool_mode"])
             return cls(**values)
@@ -219,6 +230,8 @@ class Record:
     now_ms: int  # when this was read
     confirmed: bool  # the queue has had its hint: it was accepted (False again once it expires)
     lease_live: bool  # by the store's clock, when it was read
+    waits: bool  # for its turn in its thread: nobody can claim it
+    ttl_ms: int  # life of its log after its end
     cancel_requested: bool
     failure: FailureCode | None  # of a failed one
     pending: list[str]  # ids of the calls that the client was asked to run last

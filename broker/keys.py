@@ -15,6 +15,7 @@ One generation, tag `{gen_…}` (broker.records, broker.lease, broker.log):
                              written by the append, cancel, rebuild and delete scripts, read by broker.tail
 
 Fields of a record, by who writes them (times in ms of the server's clock):
+    create           waits (until its turn comes in its thread; taken off by broker.threads)
     create, rebuild  tenant provider model priority thread metadata max_attempts ttl_ms stub_ms grace_ms created_ms
     claim            epoch owner lease history attempt charge overdue state started_ms head
     append, cancel   head; at the end state ended_ms failure; with events of a worker: upstream (a provider's mark),
@@ -54,6 +55,13 @@ One tenant, tag `{t:…}` (broker.records, broker.budget):
                              there is a budget
     p:{t:T}:index    zset    generation ids, score 0, so in order of time; entries whose record is gone are
                              removed by the listing that meets them
+
+One thread, tag `{th:…}`, a hash of tenant and name (broker.threads); it holds hints, too:
+    p:{th:H}:line    zset    generations that have not ended, in the order in which they run; score = ms of the server's
+                             clock when they joined, higher than all before. Entries that have ended are removed by who
+                             ends or meets them
+    p:{th:H}:all     zset    the same and those before them, up to 500; TTL two days and a log's time after the last
+                             submit, and a log's time after the last end
 
 The queue, tag `{queue}` (broker.queue); it holds hints, never leases:
     p:{queue}:ready:interactive, p:{queue}:ready:batch
@@ -125,6 +133,19 @@ class Keys:
     def indexes_pattern(self) -> str:
         """For SCAN: the indexes of all tenants."""
         return f"{self.prefix}:{{t:*}}:index"
+
+    def thread(self, tenant: str, thread: str) -> list[str]:
+        """Line and all generations of a thread."""
+        tag = sha256(f"{tenant}\0{thread}".encode()).hexdigest()[:32]
+        return [f"{self.prefix}:{{th:{tag}}}:line", f"{self.prefix}:{{th:{tag}}}:all"]
+
+    def thread_of_line(self, line: str) -> list[str]:
+        """The same, of a line by its key."""
+        return [line, line.removesuffix("line") + "all"]
+
+    def lines_pattern(self) -> str:
+        """For SCAN: the lines of all threads."""
+        return f"{self.prefix}:{{th:*}}:line"
 
     def sweeper(self) -> str:
         return f"{self.prefix}:{{queue}}:sweeper"

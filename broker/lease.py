@@ -58,10 +58,19 @@ class Busy:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """It has its terminal event, or was deleted. `upstream` as in `Lease`; a claim tells it."""
+    """It has its terminal event, or was deleted. `upstream` as in `Lease`, and the name of its thread; a claim tells
+    them."""
 
     state: State
     upstream: str = ""
+    thread: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """Its turn in its thread has not come."""
+
+    thread: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,7 @@ class Paused(Enum):
     LOST = "lost"  # it was not ours any more
 
 
-ClaimAnswer = Lease | Busy | Ended | Missing
+ClaimAnswer = Lease | Busy | Waits | Ended | Missing
 RenewAnswer = Renewed | Lost | Ended | Missing
 
 
@@ -154,8 +163,10 @@ class Leases:
                 return Busy(int(wait))
             case [b"lapsed", _]:
                 return None
-            case [b"ended", state, upstream]:
-                return Ended(State(state.decode()), upstream.decode())
+            case [b"waits", thread]:
+                return Waits(thread.decode())
+            case [b"ended", state, upstream, thread]:
+                return Ended(State(state.decode()), upstream.decode(), thread.decode())
             case [b"gone"]:
                 return Missing()
             case _:

@@ -25,15 +25,16 @@ from broker.errors import (
     GenerationUnknown,
     KeyReused,
     QueueFull,
-    StoreError,
     StoreUnavailable,
+    ThreadBusy,
 )
 from broker.events import CancelReason, FailureCode
-from broker.generation import Priority, Record, Request, State, created_at, new_id
+from broker.generation import Priority, Record, Request, State, ThreadPolicy, created_at, new_id
 from broker.position import Position
 from broker.queue import Hint, Queue
-from broker.scripts import CANCEL, CONFIRM, CREATE, DELETE, RECORD, RESERVE, Script
+from broker.scripts import CANCEL, CONFIRM, CREATE, DELETE, RECORD, RESERVE, UNRESERVE, WITHDRAW, Script
 from broker.store import Store, jump
+from broker.threads import Threads
 from broker.wire import Arg, Reply, StoreReplyError
 
 _log = structlog.get_logger("legato.broker")
@@ -45,19 +46,17 @@ CANCEL_GRACE_MS: Final = 2000
 _LIST_STEP: Final = 50
 _LIST_MOST: Final = 2000
 
-#: A sweep looks at so many records at once, and pauses so many seconds in between.
-_SWEEP_STEP: Final = 100
-_SWEEP_PACE: Final = 0.1
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
-    """An accepted generation. `replayed`: the Idempotency-Key had it already."""
+    """An accepted generation. `replayed`: the Idempotency-Key had it already. `interrupted`: those of its thread whose
+    workers were told to end for it."""
 
     id: str
     created_ms: int
     state: State
     replayed: bool
+    interrupted: list[Record]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +65,6 @@ class Listing:
 
     records: list[Record]
     next_cursor: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Swept:
-    """What a sweep found: hints put back, index entries forgotten."""
-
-    orphans: int
-    stale: int
 
 
 class CancelOutcome(Enum):
@@ -88,6 +79,7 @@ class Records:
     """Records over one store."""
 
     def __init__(self, store: Store, queue: Queue) -> None:
+        self.threads = Threads(store, queue)
         self._store = store
         self._queue = queue
         self._confirmer = Confirmer(store)
@@ -101,7 +93,8 @@ class Records:
         """Store a job. When this returns it is durable and will end; when it raises, the same call may be repeated.
 
         `key` is the client's Idempotency-Key and `fingerprint` stands for its body. Raises `KeyReused`,
-        `GenerationExpired` (the key's generation is no more), `QueueFull` (nothing is stored then), `StoreUnavailable`.
+        `GenerationExpired` (the key's generation is no more), `QueueFull` and `ThreadBusy` (nothing is stored then),
+        `StoreUnavailable`.
         """
         settings = self._settings
         generation, replayed = new_id(), False
@@ -122,6 +115,8 @@ class Records:
                 raise StoreReplyError(f"reserve answered {reply[:1]!r}")
 
         fields = request.record_fields(tenant, tombstone_seconds=settings.tombstone_seconds)
+        if request.thread is not None:
+            fields["waits"] = "1"
         unconfirmed_ms = round(settings.unconfirmed_seconds * 1000)
         args: list[Arg] = [request.encode(), unconfirmed_ms, "1" if replayed else "0"]
         for name, value in fields.items():
@@ -136,10 +131,41 @@ class Records:
                     raise GenerationExpired(f"generation {generation}, which this key stands for, is gone")
             case reply:
                 raise StoreReplyError(f"create answered {reply[:1]!r}")
+        interrupted: list[Record] = []
         if not state.is_terminal:
-            await self._queue.add(Hint(generation, tenant, request.priority))
-            await self._confirm(generation)
-        return Submitted(id=generation, created_ms=int(created), state=state, replayed=replayed)
+            if request.thread is None:
+                await self._queue.add(Hint(generation, tenant, request.priority))
+                await self._confirm(generation)
+            else:
+                try:
+                    interrupted = await self._line_up(tenant, request.thread, generation, request)
+                except (ThreadBusy, QueueFull):
+                    withdrawn = await self._store.run(WITHDRAW, self._keys.of(generation), [])
+                    if withdrawn == [b"withdrawn"]:  # else the same POST, sent twice, has had it accepted meanwhile
+                        await self._store.run(UNRESERVE, reserve, [generation])
+                        raise
+        return Submitted(
+            id=generation, created_ms=int(created), state=state, replayed=replayed, interrupted=interrupted
+        )
+
+    async def _line_up(self, tenant: str, thread: str, generation: str, request: Request) -> list[Record]:
+        """Take a place in the thread's line, under the request's policy; the record exists, and waits. Each step may be
+        repeated. Those of whom a worker must write the end."""
+        alone = request.thread_policy is ThreadPolicy.REJECT
+        ahead = await self.threads.join(tenant, thread, generation, alone=alone, ttl_seconds=request.ttl_seconds)
+        interrupted: list[Record] = []
+        if request.thread_policy is ThreadPolicy.INTERRUPT:
+            for other in reversed(ahead):  # those who wait first, or one would begin in between
+                record = await self.find(other)
+                if record is None or record.state.is_terminal:
+                    continue
+                if await self.cancel(record, CancelReason.INTERRUPTED) is CancelOutcome.REQUESTED:
+                    interrupted.append(record)
+        # Here the line is what the queue is to others: from now on it will have its turn, and nothing of it expires.
+        if await self._confirmer.run(CONFIRM, self._keys.of(generation), []) == [b"gone"]:
+            raise StoreUnavailable("the same submit was refused at the same time; send it again")
+        await self.threads.advance(tenant, thread)
+        return interrupted
 
     async def _confirm(self, generation: str) -> None:
         """The queue has the hint, so the job will run: from here on nothing refuses it. What cannot be said to its
@@ -157,7 +183,7 @@ class Records:
 
     async def get(self, tenant: str, generation: str) -> Record:
         """The record. Raises `GenerationUnknown` (another tenant's too) and `GenerationExpired` (deleted)."""
-        record = await self._find(generation)
+        record = await self.find(generation)
         if record is None or record.tenant != tenant:
             raise GenerationUnknown(f"there is no generation {generation}")
         if record.state is State.DELETED:
@@ -192,8 +218,8 @@ class Records:
         while looked < _LIST_MOST:
             ids = await self._store.range_descending(index, below, _LIST_STEP)
             looked += len(ids)
-            records = await asyncio.gather(*(self._find(generation) for generation in ids))
-            stale = self._forgettable(ids, records)
+            records = await asyncio.gather(*(self.find(generation) for generation in ids))
+            stale = self.forgettable(ids, records)
             if stale:
                 await self._store.remove(index, stale)
             for generation, record in zip(ids, records, strict=True):
@@ -224,8 +250,10 @@ class Records:
                     await self._queue.look_again([hint], 0)
                 else:
                     await self._queue.drop([hint])
+                await self._leave_line(record)
                 return CancelOutcome.CANCELLED
             case [b"ended", _]:
+                await self._leave_line(record)
                 return CancelOutcome.ENDED
             case [b"gone"]:
                 raise GenerationExpired(f"generation {record.id} is gone")
@@ -237,6 +265,7 @@ class Records:
         args: list[Arg] = [round(self._settings.tombstone_seconds * 1000), self._keys.live(record.id)]
         reply = await self._confirmed_if_possible(DELETE, record, args)
         await self._store.remove(self._keys.index(record.tenant), [record.id])
+        await self._leave_line(record)
         hint = Hint(record.id, record.tenant, record.priority)
         match reply:
             case [b"deleted", upstream, left_ms] if upstream:  # a provider may still be generating, and its holder dead
@@ -244,41 +273,28 @@ class Records:
             case _:
                 await self._queue.drop([hint])
 
-    async def adopt_orphan(self, generation: str) -> bool:
-        """Put back the hint of a generation that was accepted, has not ended and is held by nobody; True if it was
-        missing."""
-        record = await self._find(generation)
-        if record is None or record.state.is_terminal or record.lease_live or not record.confirmed:
+    async def _leave_line(self, record: Record) -> None:
+        if record.thread is not None:
+            await self.threads.leave(record.tenant, record.thread, record.id, ttl_seconds=record.ttl_ms // 1000)
+
+    async def adopt_orphan(self, generation: str, *, sweeping: bool = False) -> bool:
+        """Put back the hint of a generation that was accepted, has not ended and is held by nobody, and its place in
+        its thread; True if the hint was missing. A sweep moves the lines on when it has seen all records."""
+        record = await self.find(generation)
+        if record is None or record.state.is_terminal or not record.confirmed:
+            return False
+        if record.thread is not None:
+            ttl_seconds = record.ttl_ms // 1000
+            await self.threads.keep_place(record.tenant, record.thread, record.id, ttl_seconds=ttl_seconds)
+            if record.waits:
+                if not sweeping:
+                    await self.threads.advance(record.tenant, record.thread)
+                return False
+        if record.lease_live:
             return False
         return await self._queue.add(Hint(record.id, record.tenant, record.priority))
 
-    async def sweep(self) -> Swept:
-        """Look through every record for hints that the queue has lost, and through every index for entries whose
-        record is gone. Slow on purpose (`_SWEEP_PACE`), and by one process at a time."""
-        turn_ms = round(self._settings.sweep_seconds * 1000)
-        if not await self._store.take_turn(self._keys.sweeper(), turn_ms):
-            return Swept(orphans=0, stale=0)
-        orphans = stale = 0
-        keys: list[str] = []
-        async for key in self._store.scan(self._keys.records_pattern()):
-            keys.append(self._keys.generation_of_record(key))
-            if len(keys) == _SWEEP_STEP:
-                orphans += await self._adopt_all(keys)
-                keys = []
-        orphans += await self._adopt_all(keys)
-        async for index in self._store.scan(self._keys.indexes_pattern()):
-            below = ""
-            while ids := await self._store.range_descending(index, below, _SWEEP_STEP):
-                below = ids[-1]
-                records = await asyncio.gather(*(self._find(generation) for generation in ids))
-                gone = self._forgettable(ids, records)
-                if gone:
-                    await self._store.remove(index, gone)
-                    stale += len(gone)
-                await asyncio.sleep(_SWEEP_PACE)
-        return Swept(orphans=orphans, stale=stale)
-
-    def _forgettable(self, ids: Sequence[str], records: Sequence[Record | None]) -> list[str]:
+    def forgettable(self, ids: Sequence[str], records: Sequence[Record | None]) -> list[str]:
         """Index entries without a record, but for those that may still be in the middle of their submit."""
         horizon = time.time() - self._settings.unconfirmed_seconds
         return [
@@ -287,20 +303,8 @@ class Records:
             if record is None and created_at(generation) < horizon
         ]
 
-    async def _adopt_all(self, generations: Sequence[str]) -> int:
-        adopting = (self.adopt_orphan(generation) for generation in generations)
-        adopted = 0
-        for generation, found in zip(generations, await asyncio.gather(*adopting, return_exceptions=True), strict=True):
-            if isinstance(found, bool):
-                adopted += found
-            elif isinstance(found, StoreError):
-                raise found
-            else:  # a record of another version, say: the others are looked at all the same
-                _log.error("record_defect", generation=generation, error=repr(found)[:300])
-        await asyncio.sleep(_SWEEP_PACE)
-        return adopted
-
-    async def _find(self, generation: str) -> Record | None:
+    async def find(self, generation: str) -> Record | None:
+        """The record, of whatever tenant and state; None where there is none."""
         now, ttl_ms, *flat = await self._store.run(RECORD, [self._keys.record(generation)], [])
         if not flat:
             return None
@@ -324,6 +328,8 @@ class Records:
             now_ms=int(now),
             confirmed=int(ttl_ms) < 0,
             lease_live=int(raw.get("lease", 0)) > int(now),
+            waits="waits" in raw,
+            ttl_ms=int(raw.get("ttl_ms", 0)),
             cancel_requested=bool(raw.get("cancel")),
             failure=FailureCode(raw["failure"]) if "failure" in raw else None,
             pending=orjson.loads(raw["pending"]) if raw.get("pending") else [],

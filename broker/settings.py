@@ -84,6 +84,9 @@ class Settings(BaseSettings):
     )
     worker_concurrency: int = Field(100, ge=1, le=10_000, description="Generations that one worker runs at once.")
     max_queued: int = Field(100_000, ge=1, description="Jobs that may wait; more are refused with 429.")
+    max_thread_queue: int = Field(
+        100, ge=1, le=1000, description="Generations of one thread that have not ended; more are refused with 429."
+    )
     max_queue_seconds: float = Field(
         86_400, gt=0, description="A job that waited longer fails with `timeout` when its turn comes."
     )

@@ -18,12 +18,13 @@ from broker.backoff import Backoff
 from broker.errors import Closed, Fenced, GenerationExpired, GenerationUnknown, StoreError, StoreUnavailable, where
 from broker.events import DELTA_FIELDS, CancelReason, Json
 from broker.generation import State
-from broker.lease import Busy, ClaimAnswer, Ended, Lease, Leases, Lost, Missing, Renewed, new_owner
+from broker.lease import Busy, ClaimAnswer, Ended, Lease, Leases, Lost, Missing, Renewed, Waits, new_owner
 from broker.log import Log
 from broker.queue import Hint, Queue
 from broker.records import Records
 from broker.settings import Settings
 from broker.store import Store
+from broker.sweep import Sweeper
 from broker.throttle import Throttle
 from broker.totals import Total, Totals
 from worker.conversation import abandon
@@ -63,6 +64,8 @@ class Worker:
         self._store = store
         self._queue = Queue(store)
         self._records = Records(store, self._queue)
+        self._threads = self._records.threads
+        self._sweeper = Sweeper(store, self._records)
         self._leases = Leases(store)
         self._totals = Totals(store)
         self._throttle = Throttle(store)
@@ -83,6 +86,7 @@ class Worker:
         self._runs: dict[str, tuple[Run, Hint]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._handing_over = False
+        self._data_lost = False  # since the hints and places of what runs here were renewed
         self._slot_free = asyncio.Event()
         self._draining = asyncio.Event()
 
@@ -135,13 +139,25 @@ class Worker:
             for run in asking:
                 # Not waited for: a shard that hangs must not cost the others their leases.
                 run.renewing = asyncio.create_task(self._renew(run), name=f"renew {run.generation}")
-            if self._runs and now - hints_at >= term:
-                hints_at = now
+            if self._runs and (now - hints_at >= term or self._data_lost):
+                hints_at, self._data_lost = now, False
                 try:
                     await self._queue.look_again([hint for _, hint in self._runs.values()], self._settings.lease_ms)
+                    await self._keep_places()
                     await self._keep_calls()
                 except StoreError as exc:
                     _log.warning("queue_unavailable", error=str(exc))
+
+    async def _keep_places(self) -> None:
+        """What runs here keeps its place in the line of its thread, also where the store has lost it."""
+        keeping = [
+            self._threads.keep_place(
+                run.lease.tenant, run.lease.request.thread, run.generation, ttl_seconds=run.lease.request.ttl_seconds
+            )
+            for run, _ in self._runs.values()
+            if run.lease.request.thread is not None
+        ]
+        await asyncio.gather(*keeping)
 
     async def _keep_calls(self) -> None:
         """Calls of providers that still run keep their place under the shared limits."""
@@ -179,7 +195,7 @@ class Worker:
         while True:
             await asyncio.sleep(self._settings.sweep_seconds * random.uniform(0.5, 1.5))
             try:
-                swept = await self._records.sweep()
+                swept = await self._sweeper.sweep()
             except StoreError as exc:
                 _log.warning("sweep_failed", error=str(exc))
                 continue
@@ -206,10 +222,16 @@ class Worker:
                 await self._supervise(run, hint)
             case Busy(wait_ms=wait):
                 await self._put_off(hint, wait)
-            case Ended(state=State.CANCELLED | State.DELETED, upstream=mark) if mark:
-                await abandon(self._means.providers, UpstreamMark.decode(mark), generation=hint.generation)
+            case Waits(thread=thread):  # its next hint comes with its turn, and not while the queue has this one
                 await self._queue.drop([hint])
-            case Ended() | Missing():
+                await self._threads.advance(hint.tenant, thread)
+            case Ended(state=state, upstream=mark, thread=thread):
+                if mark and state in (State.CANCELLED, State.DELETED):
+                    await abandon(self._means.providers, UpstreamMark.decode(mark), generation=hint.generation)
+                if thread:
+                    await self._threads.leave(hint.tenant, thread, hint.generation)
+                await self._queue.drop([hint])
+            case Missing():
                 await self._queue.drop([hint])
 
     async def _claim(self, generation: str) -> ClaimAnswer:
@@ -239,6 +261,11 @@ class Worker:
         _log.info("generation_left", generation=hint.generation, outcome=result.outcome.value, **_facts(run, result))
         match result.outcome:
             case Outcome.ENDED:
+                request = run.lease.request
+                if request.thread is not None:
+                    await self._threads.leave(
+                        hint.tenant, request.thread, hint.generation, ttl_seconds=request.ttl_seconds
+                    )
                 await self._queue.drop([hint])
                 await self._count_end(run)
             case Outcome.LATER:
@@ -315,6 +342,7 @@ class Worker:
 
     def _store_returned(self) -> None:
         """A server answers again after a break: what it holds may not be what it held."""
+        self._data_lost = True
         self._keeper.store_returned()
         for run, _ in self._runs.values():
             if run.writer is not None:

@@ -8,7 +8,7 @@
 --
 -- Returns {claimed, epoch, attempt, cancel flag, created ms, first claimed ms, now ms, tenant, request, upstream mark,
 --          '1' if the client's time for its tools was over, {call id, result or '' of each call the client was asked for}}
---         {busy, ms to wait} {lapsed, ms to wait} {ended, state, upstream mark} {gone}
+--         {busy, ms to wait} {lapsed, ms to wait} {waits, thread} {ended, state, upstream mark, thread} {gone}
 --
 -- Buys: epochs only rise and are never used twice, even after the store forgot claims: `history` is the replication
 -- id under which this record was last claimed or made, and when the server's own is another (or the record had to
@@ -17,9 +17,11 @@
 local ENDED = {completed = true, failed = true, cancelled = true, deleted = true}
 local record = KEYS[1]
 local r = redis.call('HMGET', record, 'epoch', 'owner', 'lease', 'state', 'history', 'attempt', 'charge', 'cancel',
-                     'created_ms', 'started_ms', 'tenant', 'upstream', 'pending', 'tools_until', 'overdue')
+                     'created_ms', 'started_ms', 'tenant', 'upstream', 'pending', 'tools_until', 'overdue', 'waits', 'thread')
 if not r[1] then return {'gone'} end
-if ENDED[r[4]] then return {'ended', r[4], r[12] or ''} end
+if ENDED[r[4]] then return {'ended', r[4], r[12] or '', r[17] or ''} end
+-- Not its turn in its thread. The holder of a lease that the store has forgotten began when it was.
+if r[16] and ARGV[6] == '' then return {'waits', r[17] or ''} end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -49,7 +51,7 @@ if owner ~= ARGV[1] or owner == '' then
   overdue = r[4] == 'waiting_for_tools' and '1' or '0'
   redis.call('HSET', record, 'epoch', string.format('%.0f', epoch), 'owner', ARGV[1], 'state', 'running',
              'history', replid, 'attempt', string.format('%.0f', attempt), 'charge', '0', 'overdue', overdue)
-  redis.call('HDEL', record, 'unattended_ms')  -- nobody looked while nobody held it
+  redis.call('HDEL', record, 'unattended_ms', 'waits')  -- nobody looked while nobody held it
   redis.call('HSETNX', record, 'started_ms', string.format('%.0f', now))
   -- Whoever holds the lease decides what the log is: what the record remembered beyond its end is given up.
   local tail = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)

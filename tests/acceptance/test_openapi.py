@@ -67,7 +67,7 @@ def test_every_operation_is_there_and_none_that_is_not(stack: Stack, document: A
             assert operation["summary"]
             assert "default" in operation["responses"]
             named = {parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "path"}
-            assert named == ({"generation"} if "{generation}" in path else set())
+            assert named == {name for name in ("generation", "thread") if f"{{{name}}}" in path}
 
 
 def stack_options(stack: Stack, path: str) -> list[str]:
@@ -146,5 +146,11 @@ def test_answers_are_as_it_says(stack: Stack, document: Any) -> None:
     for method, path in (("GET", ONE), ("DELETE", ONE), ("GET", ONE + "/events"), ("POST", ONE + "/cancel")):
         assert ask(method, path, done).status == 410
         assert ask(method, path, "gen_x").status == 404
+    in_thread = ask("POST", submit, body=job({"tokens": 3}, thread="{thread}")).json()["id"]
+    assert ask("GET", "/v1/threads/{thread}").json()["last"] == in_thread
+    assert ask("POST", submit, body=job({"tokens": 3}, thread_policy="reject")).status == 422
+    for accept in (SSE, NDJSON):
+        assert ask("GET", "/v1/threads/{thread}/events", Accept=accept).status == 200
+        assert ask("GET", "/v1/threads/{thread}/events", Accept=accept, Last_Event_ID="1-1").status == 400
     for path in ("/livez", "/readyz", "/metrics"):
         assert ask("GET", path).status == 200

@@ -70,6 +70,7 @@ FULL: dict[str, Any] = {
     "validators": ["json"],
     "delivery": {"unit": "word", "max_chars": 100, "flush_ms": 50},
     "thread": "t",
+    "thread_policy": "interrupt",
     "recovery": "fail",
     "max_attempts": 2,
     "on_disconnect": {"policy": "cancel", "grace_seconds": 5},
