@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from itertools import islice
 from typing import Any, Final
@@ -25,6 +26,7 @@ from api.services import PASSING, Services
 from api.stream import FaultResponse, StreamResponse, cursor_of, names_sse
 from api.viewer import start
 from broker import generation
+from broker.errors import DataLost, GenerationUnknown
 from broker.events import CancelReason, Json
 from broker.options import MOST_PROBLEMS, Path, Wrong, did_you_mean
 from broker.records import Submitted
@@ -108,14 +110,16 @@ def router(services: Services) -> APIRouter:
             headers["Idempotent-Replayed"] = "true"
         if names_sse(request.headers):
             try:
-                begin = await start(services, tenant, accepted.id, cursor, snapshot=False)
+                with _known_a_moment_ago():
+                    begin = await start(services, tenant, accepted.id, cursor, snapshot=False)
             except PASSING as error:
                 return FaultResponse(services, SSE, accepted.id, cursor, error)
             raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
             return StreamResponse(services, begin, SSE, headers=raw)
         status = accepted.state.value
         if accepted.replayed:
-            status = (await services.records.get(tenant, accepted.id)).shown_state.value
+            with _known_a_moment_ago():
+                status = (await services.records.get(tenant, accepted.id)).shown_state.value
         answer = {
             "id": accepted.id,
             "object": "generation",
@@ -139,6 +143,16 @@ async def submit_job(
     for other in accepted.interrupted:
         services.background(services.see_cancelled(other, CancelReason.INTERRUPTED), name=f"see {other.id} interrupted")
     return accepted
+
+
+@contextmanager
+def _known_a_moment_ago() -> Iterator[None]:
+    """What the store had a step before and has no more, it has lost: the same submit again finds it, or begins anew. A
+    404 would say that there is nothing to ask again for."""
+    try:
+        yield
+    except GenerationUnknown as exc:
+        raise DataLost("the store has lost the job that it had just taken; submit it again") from exc
 
 
 def parse(raw: bytes) -> Any:
