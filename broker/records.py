@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -83,7 +83,7 @@ class Records:
         self._store = store
         self._queue = queue
         self._confirmer = Confirmer(store)
-        self._confirming: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._keys = store.keys
         self._settings = store.settings
 
@@ -94,7 +94,8 @@ class Records:
 
         `key` is the client's Idempotency-Key and `fingerprint` stands for its body. Raises `KeyReused`,
         `GenerationExpired` (the key's generation is no more), `QueueFull` and `ThreadBusy` (nothing is stored then),
-        `StoreUnavailable`.
+        `StoreUnavailable`: with a key the job may be stored, and the same submit finds it; without one nobody could, so
+        it is taken back.
         """
         settings = self._settings
         generation, replayed = new_id(), False
@@ -113,7 +114,18 @@ class Records:
                 raise QueueFull(f"{settings.max_queued} jobs wait already")
             case reply:
                 raise StoreReplyError(f"reserve answered {reply[:1]!r}")
+        try:
+            return await self._place(tenant, request, generation, reserve, replayed=replayed)
+        except StoreUnavailable:
+            if key is None:
+                self._background(self._take_back(generation), name=f"take back {generation}")
+            raise
 
+    async def _place(
+        self, tenant: str, request: Request, generation: str, reserve: Sequence[str], *, replayed: bool
+    ) -> Submitted:
+        """Record, then hint or place in a line."""
+        settings = self._settings
         fields = request.record_fields(tenant, tombstone_seconds=settings.tombstone_seconds)
         if request.thread is not None:
             fields["waits"] = "1"
@@ -177,9 +189,25 @@ class Records:
         try:
             await confirm()
         except StoreUnavailable:
-            task = asyncio.create_task(until_available(confirm), name=f"confirm {generation}")
-            self._confirming.add(task)
-            task.add_done_callback(self._confirming.discard)
+            self._background(until_available(confirm), name=f"confirm {generation}")
+
+    async def _take_back(self, generation: str) -> None:
+        """Erase what was stored of a job all the same, though its submit was refused and nobody knows its id: it would
+        run for nobody. Once more later: what was sent before may arrive after that."""
+
+        async def erase() -> None:
+            record = await self.find(generation)
+            if record is not None and record.state is not State.DELETED:
+                await self.delete(record)
+
+        for pause in (0.0, self._settings.store_timeout_seconds):
+            await asyncio.sleep(pause)
+            await until_available(erase)
+
+    def _background(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def get(self, tenant: str, generation: str) -> Record:
         """The record. Raises `GenerationUnknown` (another tenant's too) and `GenerationExpired` (deleted)."""

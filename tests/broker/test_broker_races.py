@@ -14,6 +14,7 @@ from broker.lease import Busy, Lease, Renewed, new_owner
 from broker.log import Appended
 from broker.position import BEGINNING
 from broker.presence import Presence
+from broker.queue import Hint
 from broker.records import Records
 from broker.scripts import CREATE, Script
 from broker.settings import Settings
@@ -78,12 +79,35 @@ async def test_a_submit_that_was_refused_half_way_is_never_run(kit: Kit, monkeyp
 
     monkeypatch.setattr(kit.queue, "add", away)
     with pytest.raises(StoreUnavailable):
-        await kit.submitted()
+        await kit.records.submit("acme", job(), key="k", fingerprint="f")
     monkeypatch.undo()
     [record] = (await kit.records.newest("acme", limit=5)).records
     assert not record.confirmed
     assert not await kit.records.adopt_orphan(record.id)
     assert (await kit.queue.take(5)).hints == []
+
+
+async def test_a_submit_whose_last_answer_was_lost_is_taken_back_where_nobody_can_ask_for_it(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """503, and everything is stored. With a key the same submit finds the job; without one it would run for nobody."""
+    add = kit.queue.add
+
+    async def unheard(hint: Hint) -> bool:
+        await add(hint)
+        raise StoreUnavailable("the answer was lost")
+
+    monkeypatch.setattr(kit.queue, "add", unheard)
+    for key in ("k", None):
+        with pytest.raises(StoreUnavailable):
+            await kit.records.submit("acme", job(), key=key, fingerprint="f")
+    monkeypatch.undo()
+    async with asyncio.timeout(20):
+        while len(found := (await kit.records.newest("acme", limit=5)).records) > 1:
+            await asyncio.sleep(0.02)
+    known = await kit.records.submit("acme", job(), key="k", fingerprint="f")
+    assert [record.id for record in found] == [known.id]
+    assert [hint.generation for hint in (await kit.queue.take(5)).hints] == [known.id]
 
 
 async def test_a_record_made_again_under_a_known_key_never_repeats_a_position(kit: Kit) -> None:
