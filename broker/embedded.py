@@ -210,6 +210,10 @@ class EmbeddedServer:
         """SIGKILL, as a crash would: nothing is flushed or cleaned up. `restart` or `stop` comes next."""
         self._end(signal.SIGKILL)
 
+    def shut_down(self) -> None:
+        """Orderly shutdown; the data directory stays ours. `restart` or `stop` comes next."""
+        self._end(signal.SIGTERM)
+
     def restart(self) -> None:
         """Stop the server if it runs, start it on the same data, socket and port; returns when it answers.
 

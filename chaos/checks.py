@@ -1,9 +1,4 @@
-"""What must hold when everything has settled, and the exceptions, each as narrow as it can be told.
-
-The promises hold per surviving history of the store. What the store forgot while nobody held it is lost (queued,
-between attempts); so is what its worker and the store lost together, and a cancel within the lost interval. Every use
-of an exception needs a fault that explains this very case, and is counted in the report.
-"""
+"""What must hold when everything has settled. What a fault explains is excused (`chaos.losses`), and counted."""
 
 from __future__ import annotations
 
@@ -17,26 +12,27 @@ from itertools import pairwise
 from typing import Any, Final
 
 from chaos.faults import Done, Loss
-from chaos.follower import TERMINAL, Sightings, Violation
+from chaos.follower import TERMINAL, Sightings, Violation, results_of
 from chaos.jobs import Job
+from chaos.losses import SLACK_SECONDS, Losses
 from chaos.processes import Child, Held
 from chaos.schedule import Kind
 
-#: A worker that lives through a loss puts back what it holds within this time.
-_HEAL_SECONDS: Final = 6.0
-#: A reader that comes without a cursor, or with a lost one, may be told 404 for so long after a loss.
-_UNSURE_SECONDS: Final = 35.0
 #: How long after a fault things may be slow, and how late an end may be told when nothing is wrong: a notification that
 #: is lost costs a second.
 _AFTERMATH_SECONDS: Final = 4.0
 _LATE_SECONDS: Final = 4.0
 _STARTING_SECONDS: Final = 5.0
+#: A refused submit whose outcome was unknown is taken back within this time, the outage that explains it included.
+_TAKEN_BACK_SECONDS: Final = 15.0
 #: What a submit may be answered; 0 is nothing at all.
 _ANSWERS: Final = frozenset({0, 202, 429, 503})
-#: A worker counts a standstill from the last beat of its pulse on.
-_BEAT_SECONDS: Final = 1.0
-#: Clocks of the parties are one machine's, but log lines are written a moment after the fact.
-_SLACK_SECONDS: Final = 0.3
+#: … and results of tools: they may be known already, or come when nobody waits for them, or behind a loss.
+_RESULT_ANSWERS: Final = frozenset({0, 200, 202, 404, 409, 410, 429, 503})
+
+
+#: Part of the event with which a generation waits for its client's tools.
+_WAITING: Final = '"phase":"waiting_for_tools"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,88 +64,6 @@ class Verdict:
         self.violations.append(Violation(check, generation, detail))
 
 
-class Losses:
-    """What the store forgot, and who was there to put it back."""
-
-    def __init__(self, losses: Sequence[Loss], holdings: Sequence[Held], *, lease_seconds: float) -> None:
-        self._losses = losses
-        self._lease = lease_seconds
-        self._held: dict[str, list[Held]] = {}
-        for item in holdings:
-            self._held.setdefault(item.generation, []).append(item)
-
-    def why_gone(self, job: Job) -> str | None:
-        """Why the store may know nothing of a job, or None: it must."""
-        for loss in self._covering(str(job.id)):
-            if any(item.since > loss.forgets_until for item in self._held.get(str(job.id), [])):
-                continue  # it was claimed afterwards: that loss had spared it
-            if loss.since <= job.accepted_at <= loss.forgets_until:
-                if (why := self._why(loss, str(job.id))) is not None:
-                    return why
-                if job.cancel_asked_at is not None and loss.since <= job.cancel_asked_at <= loss.forgets_until:
-                    return "lost_with_its_cancel"
-        return None
-
-    def why_rolled_back(self, generation: str, at: float) -> str | None:
-        """Why something stored at that time may be forgotten, though the generation is not."""
-        for loss in self._covering(generation):
-            if loss.since - _SLACK_SECONDS <= at <= loss.forgets_until:
-                return f"rolled_back_by_{loss.kind.value}"
-        return None
-
-    def why_end_lost(self, generation: str) -> str | None:
-        """Why the store may have forgotten an end that it had acknowledged, with nobody there to put it back."""
-        for loss in self._covering(generation):
-            for item in self._held.get(generation, []):
-                acknowledged = item.ended_at is not None and loss.since <= item.ended_at <= loss.forgets_until
-                if acknowledged and self._was_out(item, loss):
-                    return "end_lost_with_its_worker"
-        return None
-
-    def why_key_forgotten(self, job: Job) -> str | None:
-        """Why the store may not know any more that an Idempotency-Key was used."""
-        for loss in self._losses:
-            if loss.forgets_until >= job.asked_at and loss.since <= max(job.accepted_at, job.asked_at):
-                return f"forgotten_by_{loss.kind.value}"
-        return None
-
-    def why_refused(self, generation: str, at: float) -> str | None:
-        """Why a reader may have been told at that time that there is nothing."""
-        for loss in self._covering(generation):
-            if loss.at - _SLACK_SECONDS <= at <= loss.until + _UNSURE_SECONDS:
-                return "refused_soon_after_a_loss"
-        return None
-
-    def _covering(self, generation: str) -> list[Loss]:
-        return [loss for loss in self._losses if loss.covers(generation)]
-
-    def _why(self, loss: Loss, generation: str) -> str | None:
-        holders = [
-            item
-            for item in self._held.get(generation, [])
-            if item.since - _SLACK_SECONDS <= loss.at <= item.until + _SLACK_SECONDS
-        ]
-        if not holders:
-            ended = any(
-                item.ended_at is not None and item.ended_at < loss.at for item in self._held.get(generation, [])
-            )
-            return "lost_after_its_end" if ended else "lost_unheld"
-        if all(self._was_out(item, loss) for item in holders):
-            return "lost_with_its_worker"
-        return None
-
-    def _was_out(self, item: Held, loss: Loss) -> bool:
-        """Whether the holder could not put it back: it ended too soon, or stood still for longer than its lease."""
-        if item.until < loss.until + _HEAL_SECONDS:
-            return True
-        return any(
-            until - since + _BEAT_SECONDS > self._lease
-            and since <= loss.until + _HEAL_SECONDS
-            and until >= loss.at - self._lease
-            for since, until in item.life.pauses
-        )
-
-
 def check_jobs(
     jobs: Sequence[Job], finals: Mapping[str, Final_], sightings: Sightings, losses: Losses, verdict: Verdict
 ) -> None:
@@ -157,6 +71,8 @@ def check_jobs(
     for job in jobs:
         if strange := set(job.answers) - _ANSWERS:
             verdict.wrong("status", job.id or f"job {job.number}", f"a submit was answered {sorted(strange)}")
+        if strange := set(job.results_answers) - _RESULT_ANSWERS:
+            verdict.wrong("status", job.id or f"job {job.number}", f"results of tools were answered {sorted(strange)}")
         if job.id is None:
             continue
         generation, final = job.id, finals[job.id]
@@ -176,7 +92,7 @@ def check_jobs(
             verdict.wrong("202_and_no_end", generation, f"settled as {state}")
             continue
         _check_end(job, state, text, final.body, losses, verdict)
-        _check_readers(job, state, text, losses, verdict)
+        _check_readers(job, state, text, losses, verdict, results_of(final.body))
         ends = sightings.ends.get(generation, {})
         if len(ends) > 1:
             why = losses.why_end_lost(generation)
@@ -187,9 +103,12 @@ def check_jobs(
 
 
 def _check_end(job: Job, state: str, text: str, body: Mapping[str, Any], losses: Losses, verdict: Verdict) -> None:
-    generation = str(job.id)
+    generation, shape = str(job.id), job.draft.shape.value
     match state:
         case "completed":
+            if sorted(results_of(body)) != sorted(job.draft.results.items()):
+                wanted = sorted(job.draft.results)
+                verdict.wrong("tool_results", generation, f"{results_of(body)} for the calls {wanted}")
             if text != job.expected:
                 verdict.wrong("final_text", generation, _difference(text, job.expected))
             if job.cancel_stored_at is not None:
@@ -206,11 +125,18 @@ def _check_end(job: Job, state: str, text: str, body: Mapping[str, Any], losses:
         case _:
             if not job.expected.startswith(text):
                 verdict.wrong("final_text", generation, _difference(text, job.expected))
-            if not job.may_fail:
-                verdict.wrong("failed", generation, json.dumps(body.get("error")))
+            if body.get("code") not in job.draft.may_fail:
+                verdict.wrong("failed", generation, f"a job of shape {shape}: {json.dumps(body.get('error'))}")
 
 
-def _check_readers(job: Job, state: str | None, text: str | None, losses: Losses, verdict: Verdict) -> None:
+def _check_readers(
+    job: Job,
+    state: str | None,
+    text: str | None,
+    losses: Losses,
+    verdict: Verdict,
+    results: Sequence[tuple[str, str]] = (),
+) -> None:
     """`state` and `text` None: nothing is left to compare with but what the job had to be."""
     generation = str(job.id)
     for reader in job.readers:
@@ -235,6 +161,8 @@ def _check_readers(job: Job, state: str | None, text: str | None, losses: Losses
         if follower.text != text:
             detail = f"{_difference(follower.text, text)}; {follower.end}/{state}; verdicts {follower.verdicts[-8:]}"
             verdict.wrong("client_text", generation, f"{who}: {detail}")
+        if follower.results != list(results):
+            verdict.wrong("client_tool_results", generation, f"{who} saw {follower.results}, stored is {results}")
         if follower.end != state:
             verdict.wrong("client_end", generation, f"{who} saw {follower.end}, final is {state}")
 
@@ -268,12 +196,15 @@ def _is_a_cut(done: Done) -> bool:
     return done.fault.kind in (Kind.VIEWERS_CUT, Kind.VIEWERS_CUT_AT)
 
 
-def check_logs(logs: Mapping[str, list[tuple[str, str, str]]], losses: Sequence[Loss], verdict: Verdict) -> None:
+def check_logs(
+    logs: Mapping[str, list[tuple[str, str, str]]], accepted: set[str], losses: Sequence[Loss], verdict: Verdict
+) -> None:
     """Dense, in order of epochs, one terminal event, the last one, none of an older epoch behind a newer; and nobody
-    takes the store for rolled back that was not."""
+    takes the store for rolled back that was not. What nobody was given the id of (its submit had no answer, or its key
+    was forgotten) may wait for the results of tools that nobody runs."""
     for key, entries in logs.items():
         seq, epoch = 0, 0
-        generation = key[key.index("{") + 1 : key.index("}")]
+        generation = generation_of(key)
         for place, event, payload in entries:
             if (
                 event == "reset"
@@ -290,8 +221,15 @@ def check_logs(logs: Mapping[str, list[tuple[str, str, str]]], losses: Sequence[
                 verdict.wrong("epoch_without_start", key, f"{event} at {place} is the first of its epoch")
             seq, epoch = int(this_seq), int(this_epoch)
         ends = [place for place, event, _ in entries if event in TERMINAL]
-        if entries and ends != [entries[-1][0]]:
+        if generation not in accepted and entries and _WAITING in entries[-1][2]:
+            verdict.excuse("waits_for_nobody", generation)
+        elif entries and ends != [entries[-1][0]]:
             verdict.wrong("terminal_in_log", key, f"terminal events at {ends}, last entry {entries[-1][:2]}")
+
+
+def generation_of(key: str) -> str:
+    """Whose log it is."""
+    return key[key.index("{") + 1 : key.index("}")]
 
 
 def check_take_overs(holdings: Sequence[Held], losses: Losses, *, lease_seconds: float, verdict: Verdict) -> None:
@@ -304,7 +242,7 @@ def check_take_overs(holdings: Sequence[Held], losses: Losses, *, lease_seconds:
         items.sort(key=lambda item: item.since)
         for before, after in pairwise(items):
             let_go = before.ended_at or before.until
-            if after.since + _SLACK_SECONDS >= let_go or losses.why_rolled_back(generation, before.since):
+            if after.since + SLACK_SECONDS >= let_go or losses.why_rolled_back(generation, before.since):
                 continue
             asleep = any(
                 since <= after.since and until >= after.since - lease_seconds - _AFTERMATH_SECONDS
@@ -320,9 +258,11 @@ def check_stored(
     jobs: Sequence[Job],
     stored: Mapping[str, int | None],  # generation -> number of its job
     losses: Losses,
+    api_ends: Sequence[float],  # when a process of the API ended
     verdict: Verdict,
 ) -> None:
-    """What is stored is what was accepted: a refusal stored nothing, a repeated submit stored nothing more."""
+    """What is stored is what was accepted: a refusal stored nothing, a repeated submit stored nothing more. What is
+    stored though the refusal said otherwise, an API takes back as soon as it can; unless it ends before."""
     accepted = {job.id for job in jobs}
     for generation, number in stored.items():
         if generation in accepted:
@@ -332,6 +272,8 @@ def check_stored(
             verdict.wrong("unknown_record", generation, f"nobody asked for it (number {number})")
         elif job.key is None and job.answers[-1] == 0:
             verdict.excuse("answer_lost_without_key", generation)
+        elif job.key is None and any(job.asked_at < end < job.answered_at + _TAKEN_BACK_SECONDS for end in api_ends):
+            verdict.excuse("refused_and_not_taken_back", generation)
         elif job.key is None:
             verdict.wrong("refused_and_stored", generation, f"job {number} got {job.answers}, no key")
         elif losses.why_key_forgotten(job):
@@ -340,8 +282,40 @@ def check_stored(
             verdict.wrong("stored_twice", generation, f"job {number} is {job.id}, answers {job.answers}")
 
 
-def check_processes(children: Sequence[Child], verdict: Verdict) -> None:
-    """Nobody logged an error, nobody ended unasked, nobody had to be killed."""
+def check_refused(
+    jobs: Sequence[Job],
+    stored: Mapping[str, int | None],  # generation -> number of its job
+    logs: Mapping[str, list[tuple[str, str, str]]],  # by generation
+    faults: Sequence[Done],
+    verdict: Verdict,
+) -> None:
+    """What was refused does not run. To be asked before it is submitted again. Only where the store itself failed just
+    then may the refusal have been mistaken: the answer of the last step was lost."""
+    for generation, number in stored.items():
+        job = jobs[number] if number is not None and number < len(jobs) else None
+        if job is None or not job.was_refused or not logs.get(generation):
+            continue
+        if any(done.fault.kind.is_of_the_store and _overlaps(done, job.asked_at, job.answered_at) for done in faults):
+            verdict.excuse("refused_and_ran", generation)
+        else:
+            verdict.wrong("refused_and_ran", generation, f"job {job.number} got {job.answers}, and its log has events")
+
+
+def _overlaps(done: Done, since: float, until: float) -> bool:
+    return done.since < until + _AFTERMATH_SECONDS and since < done.until + _AFTERMATH_SECONDS
+
+
+def check_tools(ran_twice: Sequence[tuple[str, str]], losses: Losses, verdict: Verdict) -> None:
+    """A tool that may not run twice has not."""
+    for generation, call in ran_twice:
+        if losses.any_of(generation):
+            verdict.excuse("tool_run_lost", generation)
+        else:
+            verdict.wrong("tool_ran_twice", generation, call)
+
+
+def check_processes(children: Sequence[Child], verdict: Verdict, *, most_tasks: int) -> None:
+    """Nobody logged an error, nobody ended unasked, nobody had to be killed, and in the end nobody did anything."""
     for child in children:
         for life in child.lives:
             for line in life.complaints()[:3]:
@@ -352,6 +326,9 @@ def check_processes(children: Sequence[Child], verdict: Verdict) -> None:
                 continue  # it was told to stop before it could listen to that
             if code not in (None, 0, -signal.SIGKILL):
                 verdict.wrong("exit", child.name, f"{life.log.name} ended with status {code}")
+        tasks = child.now.tasks_at_stop
+        if tasks is not None and tasks > most_tasks:
+            verdict.wrong("tasks", child.name, f"{tasks} tasks when nobody used it, at most {most_tasks}")
         if child.slow_stops:
             verdict.wrong("slow_stop", child.name, f"{child.slow_stops} times SIGTERM was not enough")
 

@@ -7,18 +7,19 @@ position of the last frame they took; only 204, 404, 410 and the terminal event 
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 import httpx
 
-from chaos.doors import Door, pick
-from chaos.follower import Follower, NdjsonParser, Sightings, SseParser, Violation
+from chaos.doors import Door, Route, pick
+from chaos.follower import TERMINAL, Follower, NdjsonParser, Sightings, SseParser, Violation
 
 #: A stream that is silent for this long is dead: the servers under test ping every `PING_SECONDS`.
 PING_SECONDS: Final = 1.0
@@ -27,6 +28,7 @@ _CONNECT_SECONDS: Final = 3.0
 
 #: The longest that a reader waits before it comes back, whatever `retry:` says: chaos is impatient.
 _PAUSE_SECONDS: Final = (0.02, 0.6)
+_POLL_SECONDS: Final = 2.0
 _SLEEP_SECONDS: Final = (1.0, 5.0)
 _SLOW_READ_BYTES: Final = 200
 _READ_BYTES: Final = 8192
@@ -40,6 +42,8 @@ class Transport(Enum):
     HTTPX = "httpx"  # SSE
     NDJSON = "ndjson"
     DEVICE = "device"  # SSE, joins with ?from=snapshot
+    POLL = "poll"  # long-poll
+    POST = "post"  # SSE as the answer of the submit, which it repeats with its key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +58,16 @@ class Manners:
     proxied: float  # probability of going through a proxy
 
 
-def manners(draw: random.Random) -> Manners:
+_ACCEPT: Final = {Transport.NDJSON: "application/x-ndjson", Transport.POLL: "application/json"}
+
+#: Of whom a clean end of a body can be told from a cut though anything may stand in between.
+ANYWHERE: Final = tuple(transport for transport in Transport if transport is not Transport.RAW_OLD)
+
+
+def manners(draw: random.Random, transports: Sequence[Transport]) -> Manners:
     """Somebody."""
     return Manners(
-        transport=draw.choice(list(Transport)),
+        transport=draw.choice(transports),
         drops=draw.choice((0.0, 0.5, 0.9)),
         drop_bytes=draw.choice((300, 3000, 20000)),
         sleeps=draw.choice((0.0, 0.1, 0.3)),
@@ -66,8 +76,19 @@ def manners(draw: random.Random) -> Manners:
     )
 
 
+def client_of(route: Route, *, timeout: httpx.Timeout | float) -> httpx.AsyncClient:
+    """A client for one request, over a connection of its own."""
+    verify = route.tls if route.tls is not None else True
+    return httpx.AsyncClient(base_url=route.url, timeout=timeout, trust_env=False, verify=verify)
+
+
+def sni(route: Route) -> dict[str, Any]:
+    """What a request over TLS is told beside: whom to expect, for the proxy has another name."""
+    return {"sni_hostname": route.server_name} if route.server_name else {}
+
+
 class Refused(Exception):
-    """404 or 410: the client is told that there is nothing, and stops."""
+    """The client is told that there is nothing, and stops."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(f"{status} {detail}")
@@ -83,11 +104,9 @@ class Seen:
     """What clients met, all of them."""
 
     connections: int = 0
-    verdicts: Counter[str] = None  # type: ignore[assignment]  # set below
-    statuses: Counter[str] = None  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        self.verdicts, self.statuses = Counter(), Counter()
+    verdicts: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[str] = field(default_factory=Counter)
+    transports: Counter[str] = field(default_factory=Counter)  # of clients
 
 
 class Reader:
@@ -97,26 +116,32 @@ class Reader:
         self,
         generation: str,
         *,
+        repeat: tuple[dict[str, Any], str] | None,  # body and key of the submit
         doors: list[Door],
         draw: random.Random,
         sightings: Sightings,
         violations: list[Violation],
         seen: Seen,
         calm: asyncio.Event,
+        transports: Sequence[Transport] = tuple(Transport),
+        silence_seconds: float = _DEAD_SECONDS,
     ) -> None:
         self.follower = Follower(generation, sightings, violations)
-        self.manners = manners(draw)
+        self.manners = manners(draw, transports)
         self.refused: Refused | None = None
         self.refused_at = 0.0
         self.refused_with: str | None = None  # the cursor it came with
         self.connections = 0
         self.attached: list[tuple[float, float]] = []  # from … to, Unix seconds, of every connection
         self._generation = generation
+        self._repeat = repeat if self.manners.transport is Transport.POST else None
+        self._silence = silence_seconds
         self._doors = doors
         self._draw = draw
         self._violations = violations
         self._seen = seen
         self._calm = calm  # set when the faults are over: no more bad manners
+        seen.transports[self.manners.transport.value] += 1
 
     async def run(self) -> None:
         """Follow until the end, or until told that there is none."""
@@ -140,13 +165,16 @@ class Reader:
     async def _connection(self) -> None:
         self.connections += 1
         self._seen.connections += 1
-        port = pick(self._doors, self._draw, proxied=self.manners.proxied)
+        route = pick(self._doors, self._draw, proxied=self.manners.proxied)
         drops = not self._calm.is_set() and self._draw.random() < self.manners.drops
+        if self.manners.transport is Transport.POLL:
+            await self._poll(route, drops=drops)
+            return
         left = self._draw.randrange(1, self.manners.drop_bytes) if drops else None
         if self.manners.transport in (Transport.RAW, Transport.RAW_OLD):
-            received = self._raw(port)
+            received = self._raw(route)
         else:
-            received = self._httpx(port)
+            received = self._httpx(route)
         parser = NdjsonParser() if self.manners.transport is Transport.NDJSON else SseParser()
         async for data in received:
             for event, text, position in parser.feed(data[:left]):
@@ -166,49 +194,80 @@ class Reader:
         path = f"/v1/generations/{self._generation}/events"
         return path + "?from=snapshot" if self.manners.transport is Transport.DEVICE else path
 
-    def _headers(self) -> dict[str, str]:
-        ndjson = self.manners.transport is Transport.NDJSON
-        headers = {"Accept": "application/x-ndjson" if ndjson else "text/event-stream"}
+    def _headers(self, route: Route) -> dict[str, str]:
+        accept = _ACCEPT.get(self.manners.transport, "text/event-stream")
+        headers = {**route.headers, "Host": route.authority, "Accept": accept}
         if self.follower.cursor is not None:
             headers["Last-Event-ID"] = self.follower.cursor
         return headers
 
-    async def _httpx(self, port: int) -> AsyncGenerator[bytes, None]:
-        timeout = httpx.Timeout(_DEAD_SECONDS, connect=_CONNECT_SECONDS)
+    async def _httpx(self, route: Route) -> AsyncGenerator[bytes, None]:
+        timeout = httpx.Timeout(self._silence, connect=_CONNECT_SECONDS)
+        headers = self._headers(route)
+        method, path, body = "GET", self._path(), None
+        if self._repeat is not None:
+            method, path, body = "POST", "/v1/generations", self._repeat[0]
+            headers["Idempotency-Key"] = self._repeat[1]
         async with (
-            httpx.AsyncClient(timeout=timeout, trust_env=False) as client,
-            client.stream("GET", f"http://127.0.0.1:{port}{self._path()}", headers=self._headers()) as answer,
+            client_of(route, timeout=timeout) as client,
+            client.stream(method, path, headers=headers, json=body, extensions=sni(route)) as answer,
         ):
             if answer.status_code != 200:
                 self._status(answer.status_code, (await answer.aread()).decode(errors="replace"))
                 return
+            if answer.headers.get("location", "").rpartition("/")[2] not in ("", self._generation):
+                self._repeat = None  # the key was forgotten, and stands for another one now: ours is read by its id
+                raise _Again
             async for data in answer.aiter_raw():
                 yield data
 
-    async def _raw(self, port: int) -> AsyncGenerator[bytes, None]:
+    async def _poll(self, route: Route, *, drops: bool) -> None:
+        """One answer; an impatient reader does not wait for it."""
+        wait = min(_POLL_SECONDS, self._silence / 2)
+        timeout = httpx.Timeout(self._draw.uniform(0.01, wait) if drops else self._silence, connect=_CONNECT_SECONDS)
+        async with client_of(route, timeout=timeout) as client:
+            path = f"{self._path()}?wait={wait:g}&limit={self._draw.choice((1, 20, 500))}"
+            answer = await client.get(path, headers=self._headers(route), extensions=sni(route))
+        if answer.status_code != 200:
+            self._status(answer.status_code, answer.text)
+            return
+        said = answer.json()
+        self.follower.verdicts.append(said["verdict"])
+        events = [event["event"] for event in said["events"]]
+        if said["verdict"] == "rewound" and events[:1] != ["snapshot"]:
+            self._wrong("poll_without_snapshot", f"rewound, and the events are {events[:3]}, {said['status']}")
+        for event in said["events"]:
+            self.follower.take(event["event"], json.dumps(event["data"]), event["id"])
+        if not events and said["status"] in TERMINAL and self.follower.end is None:
+            self._wrong("clean_end", f"no events, and the status is {said['status']}")
+            raise Refused(200, "the end without its event")
+
+    async def _raw(self, route: Route) -> AsyncGenerator[bytes, None]:
         version = "1.0" if self.manners.transport is Transport.RAW_OLD else "1.1"
         async with asyncio.timeout(_CONNECT_SECONDS):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            reader, writer = await asyncio.open_connection(
+                route.host, route.port, ssl=route.tls, server_hostname=route.server_name
+            )
         try:
-            lines = [f"GET {self._path()} HTTP/{version}", "Host: chaos"]
-            lines += [f"{name}: {value}" for name, value in self._headers().items()]
+            lines = [f"GET {route.path}{self._path()} HTTP/{version}"]
+            lines += [f"{name}: {value}" for name, value in self._headers(route).items()]
             writer.write("\r\n".join([*lines, "", ""]).encode())
-            async with asyncio.timeout(_DEAD_SECONDS):
+            async with asyncio.timeout(self._silence):
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
             status = int(head.split(" ", 2)[1])
             if status != 200:
-                async with asyncio.timeout(_DEAD_SECONDS):
+                async with asyncio.timeout(self._silence):
                     body = b"" if status == 204 else await reader.read(500)
                 self._status(status, body.decode(errors="replace"))
                 return
             chunks = Dechunk() if "transfer-encoding: chunked" in head else None
             size = _SLOW_READ_BYTES if self.manners.slow else _READ_BYTES
             while True:
-                async with asyncio.timeout(_DEAD_SECONDS):
+                async with asyncio.timeout(self._silence):
                     data = await reader.read(size)
                 if not data:
                     # A killed process leaves a plain FIN, and HTTP/1.0 has nothing to tell it from an end.
-                    if chunks is not None or any(door.api.died_lately for door in self._doors):
+                    if chunks is not None or any(door.died_lately for door in self._doors):
                         raise _Again
                     return
                 yield chunks.feed(data) if chunks is not None else data

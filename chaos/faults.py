@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,14 +20,10 @@ from broker.keys import Keys
 from chaos.cluster import Cluster
 from chaos.doors import Door
 from chaos.jobs import Jobs
+from chaos.paths import PATHS, break_paths, break_ways
 from chaos.processes import Api, Child
-from chaos.proxy import Way
 from chaos.schedule import Fault, Kind
-from chaos.stores import UNREPLICATED_SECONDS, Replicated, Sentinels, Single, Stores, ask
-
-#: How much a throttled path carries, and by how much it delays.
-_SLOW_BYTES: Final = 3000
-_SLOW_SECONDS: Final = 0.1
+from chaos.stores import UNREPLICATED_SECONDS, Replicated, Sentinels, Stores, ask
 
 #: What a killed server may not have written to its file yet: it syncs once a second, and holds writes back meanwhile.
 _UNSYNCED_SECONDS: Final = 2.5
@@ -127,7 +125,7 @@ class Faults:
                 for child in [*self._apis, *self._workers]:
                     await self._restart(child, fault.seconds)
             case Kind.VIEWERS_CUT | Kind.VIEWERS_CUT_AT | Kind.VIEWERS_HELD | Kind.VIEWERS_SLOW:
-                await self._viewers(fault)
+                await break_ways(fault, [door.proxy for door in self._doors])
             case _:
                 async with self._stores.lock:
                     await self._store(fault)
@@ -156,50 +154,12 @@ class Faults:
         if isinstance(child, Api):
             await child.wait_ready()
 
-    async def _viewers(self, fault: Fault) -> None:
-        proxies = [door.proxy for door in self._doors]
-        match fault.kind:
-            case Kind.VIEWERS_CUT:
-                for proxy in proxies:
-                    proxy.cut()
-            case Kind.VIEWERS_CUT_AT:
-                for proxy in proxies:
-                    proxy.cut_at(fault.size)
-            case _:
-                proxy = proxies[fault.target % len(proxies)]
-                if fault.kind is Kind.VIEWERS_HELD:
-                    proxy.hold(Way.DOWN if fault.size % 3 else Way.UP)
-                else:
-                    proxy.bytes_per_second, proxy.delay_seconds = _SLOW_BYTES, _SLOW_SECONDS
-                await asyncio.sleep(fault.seconds)
-                proxy.release()
-
     async def _store(self, fault: Fault) -> None:
         stores, proxies = self._stores, self._stores.proxies
         some = proxies if fault.size % 2 or not proxies else [proxies[fault.target % len(proxies)]]
         match fault.kind:
-            case Kind.STORE_CUT:
-                for proxy in some:
-                    proxy.cut()
-            case Kind.STORE_CUT_AT:
-                for proxy in some:
-                    proxy.cut_at(fault.size)
-                await asyncio.sleep(1.0)
-            case Kind.STORE_HELD:
-                for proxy in some:
-                    proxy.hold(Way.DOWN)
-                await asyncio.sleep(fault.seconds)
-                for proxy in some:
-                    if fault.size % 3:
-                        proxy.cut()  # the replies never come
-                    proxy.release()
-            case Kind.STORE_OUTAGE:
-                for proxy in some:
-                    proxy.refusing = True
-                    proxy.cut()
-                await asyncio.sleep(fault.seconds)
-                for proxy in some:
-                    proxy.release()
+            case kind if kind in PATHS:
+                await break_paths(fault, some)
             case Kind.STORE_SLEEP:
                 server = await self._primary(fault)
                 since = time.time()
@@ -208,6 +168,18 @@ class Faults:
                     at = time.time()
                     until = at + _DEMOTED_SECONDS
                     self._note(fault, since, at, everything, until=until, forgets_until=until)
+            case Kind.STORE_PAUSE:
+                server = await self._primary(fault)
+                os.kill(server.pid, signal.SIGSTOP)
+                try:
+                    await asyncio.sleep(fault.seconds)
+                finally:
+                    os.kill(server.pid, signal.SIGCONT)
+            case Kind.STORE_TERM:
+                server = await self._primary(fault)
+                await asyncio.to_thread(server.shut_down)
+                await asyncio.sleep(fault.seconds)
+                await asyncio.to_thread(server.restart)
             case Kind.STORE_FULL:
                 await stores.on_primaries("CONFIG", "SET", "maxmemory", 1)
                 await asyncio.sleep(fault.seconds)
@@ -238,7 +210,7 @@ class Faults:
                 at = time.time()
                 await asyncio.to_thread(server.kill)
                 await asyncio.sleep(fault.seconds)
-                if fault.kind is Kind.STORE_KILL_EMPTY and isinstance(stores, Single):
+                if fault.kind is Kind.STORE_KILL_EMPTY:
                     await stores.empty_start(server)
                 else:
                     since = at - _UNSYNCED_SECONDS

@@ -7,6 +7,7 @@ terminal event. Beside that it notes everything that a correct log can never sho
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final
@@ -42,6 +43,7 @@ class Follower:
         self.end_data: dict[str, Any] = {}
         self.verdicts: list[str] = []
         self.resets = 0
+        self.results: list[tuple[str, str]] = []  # of tools: id of the call, content
         self._parts: list[str] = []
         self._digest = blake2b(digest_size=16)
         self._seen = sightings
@@ -75,11 +77,16 @@ class Follower:
             case "reset":
                 self._moved(event, position)
                 self.resets += 1
+                self.results = []
                 self._replace("")
             case "snapshot":
                 if position is not None:
                     self._seq, self._epoch = _split(position)
+                self.results = results_of(body)
                 self._replace(body["text"])
+            case "tool_result":
+                self._moved(event, position)
+                self.results.append((body["id"], body["content"]))
             case _:
                 self._moved(event, position)
         if position is not None:
@@ -181,6 +188,11 @@ class NdjsonParser:
                 item = json.loads(line)
                 out.append((item["event"], json.dumps(item["data"]) if "data" in item else "", item.get("id")))
         return out
+
+
+def results_of(state: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The results of tools in a folded state."""
+    return [(result["id"], result["content"]) for result in state.get("tool_results", ())]
 
 
 def _split(position: str) -> tuple[int, int]:

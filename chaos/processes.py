@@ -53,6 +53,12 @@ class Incarnation:
                 if isinstance(read, dict):
                     yield read
 
+    @property
+    def tasks_at_stop(self) -> int | None:
+        """How many tasks it had when it was told to stop; None where it was not, or not yet able to listen."""
+        told = [line["tasks"] for line in self.lines() if line.get("event") == "stopping"]
+        return int(told[0]) if told else None
+
     def complaints(self) -> list[str]:
         """Lines that no process should log: errors, and tracebacks however dressed."""
         found = []

@@ -21,8 +21,9 @@ def table(result: Result) -> str:
         ("profile, seed", f"{result.profile.value}, {result.seed}"),
         ("seconds of faults", f"{result.seconds:g}"),
         ("jobs", f"{result.jobs}: {result.accepted} accepted, {result.refused} refused"),
+        ("shapes", _counted(result.shapes)),
         ("ended", _counted(verdict.ends)),
-        ("clients", f"{result.readers}, with {seen.connections} connections"),
+        ("clients", f"{result.readers}, with {seen.connections} connections: {_counted(seen.transports)}"),
         ("verdicts", _counted(seen.verdicts)),
         ("answers and breaks", _counted(seen.statuses)),
         ("resets seen", str(result.resets)),
@@ -36,7 +37,10 @@ def table(result: Result) -> str:
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
     lines += [f"  not injected: {done.fault.kind.value} {done.problem}" for done in result.done if done.problem]
     for name, reading in sorted(result.readings.items()):
-        lines.append(f"  {name}: {reading.resident_bytes // 2**20} MiB, {reading.descriptors} descriptors")
+        held = (
+            f"{reading.resident_bytes // 2**20} MiB, {reading.descriptors} descriptors, {result.tasks.get(name)} tasks"
+        )
+        lines.append(f"  {name}: {held}")
     for violation in verdict.violations[:40]:
         lines.append(f"  VIOLATION {violation.check} {violation.generation}: {violation.detail}")
     return "\n".join(lines)
@@ -50,8 +54,10 @@ def _one(result: Result) -> dict[str, Any]:
         "jobs": result.jobs,
         "accepted": result.accepted,
         "refused": result.refused,
+        "shapes": dict(result.shapes),
         "ended": dict(result.verdict.ends),
         "clients": result.readers,
+        "transports": dict(result.seen.transports),
         "connections": result.seen.connections,
         "verdicts": dict(result.seen.verdicts),
         "answers": dict(result.seen.statuses),
@@ -74,7 +80,11 @@ def _one(result: Result) -> dict[str, Any]:
         "exceptions": dict(result.verdict.exceptions),
         "excused": result.verdict.excused,
         "readings": {
-            name: {"resident_bytes": reading.resident_bytes, "descriptors": reading.descriptors}
+            name: {
+                "resident_bytes": reading.resident_bytes,
+                "descriptors": reading.descriptors,
+                "tasks": result.tasks.get(name),
+            }
             for name, reading in result.readings.items()
         },
         "violations": [

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,25 +19,30 @@ from typing import Any, Final
 from broker.keys import Keys
 from chaos.checks import (
     Final_,
-    Losses,
     Verdict,
     check_jobs,
     check_logs,
     check_processes,
     check_promptness,
+    check_refused,
     check_stored,
     check_take_overs,
+    check_tools,
+    generation_of,
 )
 from chaos.clients import PING_SECONDS, Reader, Seen
 from chaos.cluster import Cluster
 from chaos.doors import Door
 from chaos.faults import Done, Faults, end
 from chaos.follower import TERMINAL, Sightings, Violation
-from chaos.jobs import Jobs, User, sim_texts
+from chaos.jobs import Job, Jobs, User, sim_texts
+from chaos.losses import Losses
 from chaos.processes import Api, Child, Reading, held
 from chaos.proxy import Proxy
 from chaos.schedule import Fault, Kind, Profile, plan
+from chaos.shapes import DEAD, Shape
 from chaos.stores import Replicated, Sentinels, Single, Stores, free_port
+from chaos.toolbox import Toolbox
 
 LEASE_SECONDS: Final = 2.0
 #: As the worker's setting of that name.
@@ -53,8 +58,10 @@ _QUIET_SECONDS: Final = 3.0
 _TOLD_AT_ONCE: Final = 3
 
 #: What a process may hold when nobody uses it any more.
-_MOST_BYTES: Final = 300 * 1024 * 1024
+_MOST_BYTES: Final = 200 * 1024 * 1024
 _DESCRIPTORS: Final = 40  # beside its connections to the store
+_TASKS: Final = 16
+_TASKS_A_SERVER: Final = 4
 
 #: No text ends up longer than this to be settled: see `jobs`.
 _APIS: Final = 2
@@ -77,11 +84,24 @@ class Result:
     readers: int = 0
     resets: int = 0
     positions: int = 0
+    shapes: Counter[str] = field(default_factory=Counter)  # of accepted jobs
     readings: dict[str, Reading] = field(default_factory=dict)
+    tasks: dict[str, int] = field(default_factory=dict)  # at the end, with nobody there
 
     @property
     def faults(self) -> Counter[str]:
         return Counter(done.fault.kind.value for done in self.done if not done.problem)
+
+    def count(self, jobs: Sequence[Job], sightings: Sightings) -> None:
+        """Take in what was asked for, and by how many."""
+        readers = [reader for job in jobs for reader in job.readers]
+        self.jobs = len(jobs)
+        self.accepted = len({job.id for job in jobs if job.id})
+        self.refused = sum(job.id is None for job in jobs)
+        self.readers = len(readers)
+        self.resets = sum(reader.follower.resets for reader in readers)
+        self.positions = len(sightings.at)
+        self.shapes = Counter(job.draft.shape.value for job in jobs if job.id)
 
 
 async def run(
@@ -98,14 +118,15 @@ async def run(
     keep = directory is not None
     directory = directory or Path(tempfile.mkdtemp(prefix="legato-chaos-"))
     directory.mkdir(parents=True, exist_ok=True)
-    stores = _stores_of(profile)
+    stores, toolbox = _stores_of(profile), await Toolbox.start()
     try:
         await stores.start()
-        return await _Run(profile, stores, directory, seed=seed, seconds=seconds, users=users, say=say).go(
+        return await _Run(profile, stores, toolbox, directory, seed=seed, seconds=seconds, users=users, say=say).go(
             plan(seed, profile, seconds, kinds=kinds)
         )
     finally:
         await stores.stop()
+        await toolbox.aclose()
         if not keep:
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -115,6 +136,7 @@ class _Run:
         self,
         profile: Profile,
         stores: Stores,
+        toolbox: Toolbox,
         directory: Path,
         *,
         seed: int,
@@ -123,6 +145,7 @@ class _Run:
         say: Callable[[str], None],
     ) -> None:
         self._stores = stores
+        self._toolbox = toolbox
         self._users = users
         self._say = say
         self._prefix = f"chaos{seed}"
@@ -142,21 +165,22 @@ class _Run:
         return [*self._apis, *self._workers]
 
     async def go(self, schedule: list[Fault]) -> Result:
-        jobs = Jobs(self._seed, await asyncio.to_thread(sim_texts))
+        jobs = Jobs(self._seed, await asyncio.to_thread(sim_texts), shapes=tuple(Shape))
         doors: list[Door] = []
         try:
             for child in self._children:
                 child.start()
             for api in self._apis:
                 await api.wait_ready()
-                doors.append(Door(api, await Proxy.start(("127.0.0.1", api.port))))
+                doors.append(Door(proxy=await Proxy.start(("127.0.0.1", api.port)), port=api.port, api=api))
             await self._break(jobs, doors, schedule)
             await self._look(jobs, doors)
         finally:
             await end(self._children)
             for door in doors:
                 await door.proxy.aclose()
-        check_processes(self._children, self._verdict)
+        check_processes(self._children, self._verdict, most_tasks=_TASKS + _TASKS_A_SERVER * len(self._stores.servers))
+        self._result.tasks = {child.name: child.now.tasks_at_stop or 0 for child in self._children}
         return self._result
 
     async def _break(self, jobs: Jobs, doors: list[Door], schedule: list[Fault]) -> None:
@@ -166,9 +190,10 @@ class _Run:
             stores=self._stores, apis=self._apis, workers=self._workers, doors=doors, keys=self._keys, jobs=jobs
         )
 
-        def reader(generation: str, draw: random.Random) -> Reader:
+        def reader(job: Job, draw: random.Random) -> Reader:
             return Reader(
-                generation,
+                str(job.id),
+                repeat=job.repeat,
                 doors=doors,
                 draw=draw,
                 sightings=self._sightings,
@@ -222,59 +247,57 @@ class _Run:
     async def _look(self, jobs: Jobs, doors: list[Door]) -> None:
         """The checks."""
         verdict, user = self._verdict, self._asker(jobs, doors)
+        check_refused(
+            jobs.all,
+            await asyncio.to_thread(self._records),
+            {generation_of(key): entries for key, entries in (await asyncio.to_thread(self._logs)).items()},
+            self._faults.done,
+            verdict,
+        )
         for job in jobs.all:
             if job.id is None and job.key is not None and job.gave_up:
                 # Refused, perhaps half-stored: the same submit again has to finish it, or begin anew.
-                status, answer = await _patiently(partial(user.ask, "POST", "/v1/generations", job.body, key=job.key))
+                status, answer = await patiently(partial(user.ask, "POST", "/v1/generations", job.body, key=job.key))
                 if status == 202:
                     job.id, job.accepted_at = str(answer["id"]), time.time()
                 else:
                     verdict.wrong("submit_again", f"job {job.number}", f"{status} {answer}")
         finals = await self._finals(jobs, user)
         records = await asyncio.to_thread(self._records)
-        logs = await asyncio.to_thread(self._stores.logs, f"{self._prefix}:*:log")
+        logs = await asyncio.to_thread(self._logs)
         holdings = held(self._workers, heal_seconds=HEAL_SECONDS)
         losses = Losses(self._faults.losses, holdings, lease_seconds=LEASE_SECONDS)
-        accepted = {str(job.id) for job in jobs.all if job.id}
         check_jobs(jobs.all, finals, self._sightings, losses, verdict)
         check_promptness(jobs.all, finals, self._faults.done, verdict)
         check_take_overs(holdings, losses, lease_seconds=LEASE_SECONDS, verdict=verdict)
-        check_logs(logs, self._faults.losses, verdict)
-        check_stored(jobs.all, records, losses, verdict)
-        result = self._result
-        result.jobs, result.accepted = len(jobs.all), len(accepted)
-        result.refused = sum(job.id is None for job in jobs.all)
-        readers = [reader for job in jobs.all for reader in job.readers]
-        result.readers = len(readers)
-        result.resets = sum(reader.follower.resets for reader in readers)
-        result.positions = len(self._sightings.at)
+        check_logs(logs, {job.id for job in jobs.all if job.id}, self._faults.losses, verdict)
+        api_ends = [life.ended_at for api in self._apis for life in api.lives if life.ended_at is not None]
+        check_stored(jobs.all, records, losses, api_ends, verdict)
+        check_tools(self._toolbox.ran_twice(), losses, verdict)
+        self._result.count(jobs.all, self._sightings)
         await self._leaks()
 
     async def _finals(self, jobs: Jobs, user: User) -> dict[str, Final_]:
         """The last word on every accepted job; waits for those that have not ended."""
-        finals: dict[str, Final_] = {}
         deadline = time.monotonic() + _SETTLE_SECONDS
-        for job in jobs.all:
-            while job.id is not None:
-                status, body = await _patiently(partial(user.ask, "GET", f"/v1/generations/{job.id}", None))
-                finals[job.id] = Final_(status=status, body=body)
-                if status != 200 or body["status"] in TERMINAL or time.monotonic() > deadline:
-                    break
-                await asyncio.sleep(0.2)
-        return finals
+        return {job.id: await final_of(job, user, deadline) for job in jobs.all if job.id is not None}
 
     def _asker(self, jobs: Jobs, doors: list[Door]) -> User:
-        def nobody(generation: str, draw: random.Random) -> Reader:
+        def nobody(job: Job, draw: random.Random) -> Reader:
             raise AssertionError
 
         return User(jobs, doors=doors, draw=random.Random(0), reader=nobody, stop=asyncio.Event())
 
+    def _logs(self) -> dict[str, list[tuple[str, str, str]]]:
+        return self._stores.logs(f"{self._prefix}:*:log")
+
     def _records(self) -> dict[str, int | None]:
+        """Everything that is stored, tombstones apart: which job it is of."""
         found: dict[str, int | None] = {}
         for key in self._stores.keys(f"{self._prefix}:{{gen_*}}:record"):
-            metadata = self._stores.fields(key, "metadata")[0]
-            number = _number(metadata)
-            found[self._keys.generation_of_record(key)] = number
+            metadata, state = self._stores.fields(key, "metadata", "state")
+            if state != "deleted":
+                found[self._keys.generation_of_record(key)] = _number(metadata)
         return found
 
     async def _leaks(self) -> None:
@@ -305,7 +328,9 @@ class _Run:
             "PYTHONUNBUFFERED": "1",
             "LEGATO_REDIS_URL": self._stores.url,
             "LEGATO_PREFIX": self._prefix,
-            "LEGATO_PROVIDERS": "sim",
+            "LEGATO_PROVIDERS": f"sim,{DEAD}",
+            "LEGATO_OPENAI_COMPATIBLE": json.dumps({DEAD: {"base_url": f"http://127.0.0.1:{free_port()}"}}),
+            "LEGATO_HTTP_TOOLS": self._toolbox.declared,
             "LEGATO_LEASE_SECONDS": f"{LEASE_SECONDS:g}",
             "LEGATO_DRAIN_SECONDS": "1",
             "LEGATO_STORE_TIMEOUT_SECONDS": "2",
@@ -317,10 +342,23 @@ class _Run:
         }
 
 
-async def _patiently(ask: Callable[[], Coroutine[Any, Any, tuple[int, dict[str, Any]]]]) -> tuple[int, dict[str, Any]]:
+async def final_of(job: Job, user: User, deadline: float) -> Final_:
+    """The last word on an accepted job; waits for one that has not ended, until `deadline`, and runs its tools, for
+    whoever asked for it may have given it up."""
+    while True:
+        status, body = await patiently(partial(user.ask, "GET", f"/v1/generations/{job.id}", None))
+        if status != 200 or body["status"] in TERMINAL or time.monotonic() > deadline:
+            return Final_(status=status, body=body)
+        await user.give_results(job, body)
+        await asyncio.sleep(0.2)
+
+
+async def patiently(
+    ask: Callable[[], Coroutine[Any, Any, tuple[int, dict[str, Any]]]], *, tries: int = 100
+) -> tuple[int, dict[str, Any]]:
     """Ask until there is an answer that is not `come again`."""
     status, body = 0, dict[str, Any]()
-    for _ in range(100):
+    for _ in range(tries):
         status, body = await ask()
         if status not in (0, 429, 503):
             break
@@ -344,3 +382,5 @@ def _stores_of(profile: Profile) -> Stores:
             return Sentinels()
         case Profile.CLUSTER:
             return Cluster()
+        case Profile.REMOTE:
+            raise ValueError("the stores of that profile are not ours")

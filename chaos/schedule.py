@@ -16,6 +16,12 @@ class Profile(Enum):
     REPLICA = "replica"  # a primary and a replica behind one address
     SENTINEL = "sentinel"  # the same under three Sentinels
     CLUSTER = "cluster"  # three primaries, the slots shared
+    REMOTE = "remote"  # a stack of somebody's own, of which only the ways to its APIs are ours to break
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the suite starts it, and may break it."""
+        return self is not Profile.REMOTE
 
 
 class Kind(Enum):
@@ -35,8 +41,11 @@ class Kind(Enum):
     STORE_CUT = "store_cut"  # reset of every connection to the store
     STORE_CUT_AT = "store_cut_at"  # the same, in the middle of a reply
     STORE_HELD = "store_held"  # replies get lost: outcomes are unknown
+    STORE_LATE = "store_late"  # requests arrive late, after those who sent them have given up
     STORE_OUTAGE = "store_outage"  # refused for longer than the lease
     STORE_SLEEP = "store_sleep"  # DEBUG SLEEP
+    STORE_PAUSE = "store_pause"  # SIGSTOP … SIGCONT of a server
+    STORE_TERM = "store_term"  # SIGTERM of a server; comes back with its file, which is whole, after `seconds`
     STORE_FULL = "store_full"  # maxmemory reached, then lifted
     SCRIPT_FLUSH = "script_flush"
     CLIENT_KILL = "client_kill"
@@ -46,6 +55,11 @@ class Kind(Enum):
     PROMOTION = "promotion"  # a replica that has been cut off for `seconds` is made the primary
     FAILOVER = "failover"  # SIGKILL of the primary; the Sentinels promote the replica
     RESHARD = "reshard"  # slots of live generations, and the queue's, move to other nodes
+
+    @property
+    def is_of_the_store(self) -> bool:
+        """Whether it is the store, or the path to it, that fails."""
+        return self not in _PROCESSES and self not in _VIEWERS
 
     @property
     def loses_data(self) -> bool:
@@ -71,8 +85,11 @@ _SECONDS: Final[Mapping[Kind, tuple[float, float]]] = {
     Kind.STORE_CUT: (0.0, 0.0),
     Kind.STORE_CUT_AT: (0.0, 0.0),
     Kind.STORE_HELD: (0.5, 4.0),
+    Kind.STORE_LATE: (2.2, 6.0),
     Kind.STORE_OUTAGE: (2.5, 7.0),
     Kind.STORE_SLEEP: (1.0, 5.0),
+    Kind.STORE_PAUSE: (0.5, 6.0),
+    Kind.STORE_TERM: (0.1, 3.0),
     Kind.STORE_FULL: (1.5, 4.0),
     Kind.SCRIPT_FLUSH: (0.0, 0.0),
     Kind.CLIENT_KILL: (0.0, 0.0),
@@ -94,14 +111,36 @@ _PROCESSES: Final = (
     Kind.ROLLING_RESTART,
 )
 _VIEWERS: Final = (Kind.VIEWERS_CUT, Kind.VIEWERS_CUT_AT, Kind.VIEWERS_HELD, Kind.VIEWERS_SLOW)
-_PATH: Final = (Kind.STORE_CUT, Kind.STORE_CUT_AT, Kind.STORE_HELD, Kind.STORE_OUTAGE)
+_PATH: Final = (Kind.STORE_CUT, Kind.STORE_CUT_AT, Kind.STORE_HELD, Kind.STORE_LATE, Kind.STORE_OUTAGE)
 _INSIDE: Final = (Kind.STORE_SLEEP, Kind.STORE_FULL, Kind.SCRIPT_FLUSH, Kind.CLIENT_KILL, Kind.FLUSHALL)
+#: Under Sentinel a server that pauses or stops is failed over: there it is `store_sleep` and `failover`.
+_SERVER: Final = (Kind.STORE_PAUSE, Kind.STORE_TERM, Kind.STORE_KILL, Kind.STORE_KILL_EMPTY)
 
+#: What only one profile has is in its bag more than once, so that no kind stays rare.
 KINDS: Final[Mapping[Profile, tuple[Kind, ...]]] = {
-    Profile.SINGLE: (*_PROCESSES, *_VIEWERS, *_PATH, *_INSIDE, Kind.STORE_KILL, Kind.STORE_KILL_EMPTY),
-    Profile.REPLICA: (*_PROCESSES, *_VIEWERS, *_PATH, *_INSIDE, Kind.PROMOTION, Kind.PROMOTION),
-    Profile.SENTINEL: (*_PROCESSES, *_VIEWERS, *_INSIDE, Kind.FAILOVER, Kind.FAILOVER),
-    Profile.CLUSTER: (*_PROCESSES, *_VIEWERS, *_PATH, *_INSIDE, Kind.STORE_KILL, Kind.RESHARD, Kind.RESHARD),
+    Profile.SINGLE: (*_PROCESSES, *_VIEWERS, *_PATH, *_INSIDE, *_SERVER),
+    Profile.REPLICA: (
+        *_PROCESSES,
+        *_VIEWERS,
+        *_PATH,
+        *_INSIDE,
+        *_SERVER,
+        Kind.PROMOTION,
+        Kind.PROMOTION,
+        Kind.PROMOTION,
+    ),
+    Profile.SENTINEL: (*_PROCESSES, *_VIEWERS, *_INSIDE, Kind.FAILOVER, Kind.FAILOVER, Kind.FAILOVER),
+    Profile.CLUSTER: (
+        *_PROCESSES,
+        *_VIEWERS,
+        *_PATH,
+        *_INSIDE,
+        *_SERVER,
+        Kind.RESHARD,
+        Kind.RESHARD,
+        Kind.RESHARD,
+    ),
+    Profile.REMOTE: _VIEWERS,
 }
 
 #: Time between the end of one fault and the next, and how often two overlap.
@@ -113,7 +152,13 @@ _PEACE_SECONDS: Final = 5.0
 #: The first fault: by then everything is running.
 _FIRST_SECONDS: Final = 2.0
 #: A process needs about this long to be there again: what takes it down twice at once tests nothing.
-_RECOVERY_SECONDS: Final = {Kind.ROLLING_RESTART: 8.0, Kind.FAILOVER: 14.0, Kind.STORE_KILL: 1.0, Kind.PROMOTION: 2.0}
+_RECOVERY_SECONDS: Final = {
+    Kind.ROLLING_RESTART: 8.0,
+    Kind.FAILOVER: 14.0,
+    Kind.STORE_KILL: 1.0,
+    Kind.STORE_TERM: 1.0,
+    Kind.PROMOTION: 2.0,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,8 +190,7 @@ def plan(seed: int, profile: Profile, seconds: float, *, kinds: tuple[Kind, ...]
         kind = bag.pop()
         least, most = _SECONDS[kind]
         lasts = round(draw.uniform(least, most), 2)
-        touches_store = kind not in _PROCESSES and kind not in _VIEWERS
-        at = max(now, store_free) if touches_store else now
+        at = max(now, store_free) if kind.is_of_the_store else now
         if at >= seconds:
             return faults
         fails_over = profile is Profile.SENTINEL and kind is Kind.STORE_SLEEP  # a sleeping primary is a dead one
@@ -161,7 +205,7 @@ def plan(seed: int, profile: Profile, seconds: float, *, kinds: tuple[Kind, ...]
                 size=draw.randrange(1, 3000),
             )
         )
-        if touches_store:
+        if kind.is_of_the_store:
             store_free = end + 0.5
         overlaps = draw.random() < _OVERLAP
         now = at + (draw.uniform(0, 0.5) if overlaps else end - at + draw.uniform(*_GAP_SECONDS))

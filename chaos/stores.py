@@ -101,6 +101,11 @@ class Stores(ABC):
         for server in self.primaries:
             await asyncio.to_thread(ask, server, *words)
 
+    async def empty_start(self, server: EmbeddedServer) -> None:
+        """Start a killed server without its file."""
+        shutil.rmtree(server.data_dir / "appendonlydir", ignore_errors=True)
+        await asyncio.to_thread(server.restart)
+
     async def stop(self) -> None:
         """Stop everything."""
         for proxy in self.proxies:
@@ -167,11 +172,6 @@ class Single(Stores):
         self.servers.append(server)
         self.proxies.append(await Proxy.start(("127.0.0.1", server.port)))
 
-    async def empty_start(self, server: EmbeddedServer) -> None:
-        """Start a killed server without its file."""
-        shutil.rmtree(server.data_dir / "appendonlydir", ignore_errors=True)
-        await asyncio.to_thread(server.restart)
-
 
 class Replicated(Stores):
     """A primary and a replica behind one address; the replica follows through a proxy that can be held."""
@@ -207,6 +207,7 @@ class Replicated(Stores):
         """Cut the replica off, let the primary go on alone for a while, then make the replica the primary. Returns
         since when (Unix seconds) what the old one acknowledged is lost, and when that was."""
         assert self.link is not None  # noqa: S101 - started
+        await self._in_sync()  # it may still be behind the fault before
         since = time.time()
         self.link.hold(Way.DOWN)
         await asyncio.sleep(cut_off_seconds)
@@ -235,6 +236,9 @@ class Replicated(Stores):
     async def _follow(self) -> None:
         assert self.link is not None  # noqa: S101 - started
         await asyncio.to_thread(ask, self.replica, "REPLICAOF", "127.0.0.1", self.link.port)
+        await self._in_sync()
+
+    async def _in_sync(self) -> None:
         await until(
             lambda: info(self.replica, "replication").get("master_link_status") == "up", "the replica is in sync"
         )

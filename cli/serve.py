@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import click
 import orjson
+import structlog
 import uvloop
 from pydantic import ValidationError
 
@@ -25,6 +26,8 @@ from broker.errors import LegatoError
 from broker.settings import Settings
 from cli.logs import configure
 from worker.__main__ import work
+
+_log = structlog.get_logger("legato")
 
 #: Variables of our names that are no settings of a server: the client's, and the tests'.
 _OTHER_VARIABLES = {"LEGATO_URL", "LEGATO_TEST_REDIS_URL", "LEGATO_MODEL_RUNS", "LEGATO_BENCH_CACHE"}
@@ -149,6 +152,8 @@ def run_until_told(work_: Callable[[asyncio.Event], Awaitable[None]]) -> None:
             if stop.is_set():
                 os._exit(130)
             click.echo("legato: stopping in good order (once more: at once)", err=True)
+            # What is under way says what is still being done; in a process that nobody uses, what has leaked.
+            _log.info("stopping", tasks=len(asyncio.all_tasks()))
             stop.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):

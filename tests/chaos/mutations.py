@@ -88,7 +88,7 @@ MUTATIONS = (
         rule="terminal check: nothing follows the end",
         changes=[
             ("broker/scripts/append.lua", "if TERMINAL[last_field] then return {'closed', last} end", ""),
-            ("broker/scripts/claim.lua", "if ENDED[r[4]] then return {'ended', r[4], r[12] or ''} end", ""),
+            ("broker/scripts/claim.lua", "if ENDED[r[4]] then", "if false then"),
         ],
         profile="single",
         faults="store_cut,store_held,store_outage",
