@@ -163,6 +163,14 @@ class ProviderLimits(BaseModel):
     concurrency: int | None = Field(None, ge=1)
     requests_per_minute: int | None = Field(None, ge=1)
     tokens_per_minute: int | None = Field(None, ge=1)
+    #: Another provider, with the same key: its limits are for both together, and its circuit and retries too.
+    shared_with: str | None = None
+
+    @model_validator(mode="after")
+    def _of_one(self) -> Self:
+        if self.shared_with is not None and self.model_fields_set != {"shared_with"}:
+            raise ValueError("shared_with stands alone: the limits are those of the provider that it names")
+        return self
 
 
 def _http_url(value: str, *, secrets: str) -> str:

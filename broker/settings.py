@@ -55,7 +55,8 @@ class Settings(BaseSettings):
         {},
         description="What all workers together ask of a provider at most, as JSON: "
         '`{"openai": {"concurrency": 200, "requests_per_minute": 5000, "tokens_per_minute": 2000000}}`, each part '
-        "optional. After a pause a whole minute's worth may go at once, as with the providers' own quotas.",
+        "optional. After a pause a whole minute's worth may go at once, as with the providers' own quotas. "
+        'Two providers with one key: `{"openai_responses": {"shared_with": "openai"}}` counts the calls of both under `openai`.',
     )
     breaker_window_seconds: float = Field(
         30.0, ge=0.1, le=3600, description="A provider's health is the calls that ended within so long."
@@ -201,7 +202,12 @@ class Settings(BaseSettings):
             if unknown := [name for name in limits if name not in known]:
                 there_are = ", ".join(sorted(known))
                 raise ValueError(f"unknown provider {', '.join(map(repr, unknown))}; there are {there_are}")
-        return {name: checked(ProviderLimits, name, limit) for name, limit in limits.items()}
+        found = {str(name): checked(ProviderLimits, name, limit) for name, limit in limits.items()}
+        shared = {name: limit.shared_with for name, limit in found.items() if limit.shared_with is not None}
+        for name, other in shared.items():
+            if other not in found or other in shared:
+                raise ValueError(f"{name}.shared_with: {other!r} has no limits of its own here")
+        return found
 
     @field_validator("ai_sdk_defaults", mode="before")
     @classmethod

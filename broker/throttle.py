@@ -183,16 +183,21 @@ class Throttle:
 
     async def state(self, provider: str) -> ThrottleState:
         """How the provider stands. Changes nothing. Raises `StoreUnavailable`."""
-        keys = self._store.keys
+        keys, provider = self._store.keys, self._named(provider)
         names = [keys.throttle(provider), keys.running(provider), keys.asked(provider)]
         circuit, in_flight, waiting = await self._store.run(PROVIDER, names, [])
         return ThrottleState(circuit=Circuit(circuit.decode()), in_flight=in_flight, waiting=waiting)
 
+    def _named(self, provider: str) -> str:
+        """Under whose name its calls are counted."""
+        limits = self._store.settings.provider_limits.get(provider)
+        return provider if limits is None or limits.shared_with is None else limits.shared_with
+
     def _limits(self, provider: str) -> ProviderLimits:
-        return self._store.settings.provider_limits.get(provider) or ProviderLimits()
+        return self._store.settings.provider_limits.get(self._named(provider)) or ProviderLimits()
 
     def _keys(self, provider: str) -> list[str]:
-        keys = self._store.keys
+        keys, provider = self._store.keys, self._named(provider)
         all_of_it = (keys.throttle, keys.running, keys.calls, keys.probes, keys.waiting, keys.asked)
         return [key(provider) for key in all_of_it]
 

@@ -98,15 +98,26 @@ class Conversation:
         return mark if any(entry.position == mark.position for entry in reversed(found.rest_entries)) else None
 
     def _may_continue(self, provider: Provider, target: Target, found: Progress) -> bool:
-        """Whether the model may write on behind what was shown: only behind plain text, as the model wrote it."""
+        """Whether the model may write on behind what was shown: only behind plain text, as this very model wrote it."""
         request = self._request
         return (
             request.recovery is Recovery.CONTINUE
             and not found.again
             and not request.transforms
+            and self._shown_by() == (target.provider, target.model)
             and all(entry.field == b"d" for entry in found.rest_entries if entry.is_shown)
             and provider.can_continue(replace(request, provider=target.provider, model=target.model))
         )
+
+    def _shown_by(self) -> tuple[str, str] | None:
+        """Provider and model of what was shown last."""
+        shown = False
+        for entry in reversed(self._writer.entries):
+            shown = shown or entry.is_shown
+            if shown and entry.field == b"started":
+                started = orjson.loads(entry.payload)
+                return started["provider"], started["model"]
+        return None
 
     def may_start_over(self) -> bool:
         """Whether another try is allowed to take back what was shown, or does not need to."""

@@ -44,6 +44,7 @@ LIMITS = {
     "one": {"concurrency": 1},
     "slow": {"requests_per_minute": 3},
     "frail": {},
+    "same_key": {"shared_with": "two"},
 }
 
 
@@ -144,6 +145,16 @@ def test_two_workers_together_never_ask_more_at_once_than_is_allowed(
     assert models.calls["m"] == 8
     assert {it: waits(stack, it) for it in waiting} == {it: ["concurrency"] for it in waiting}
     assert [attempts(stack, it) for it in generations] == [{1}] * 8
+
+
+def test_two_providers_with_one_key_have_one_limit(stack: Stack, models: Models, server: WireProvider) -> None:
+    gate = models.hold("m")
+    generations = [submit(stack, provider, "m") for provider in ("two", "same_key") * 2]
+    eventually(lambda: sum(waits(stack, it) == ["concurrency"] for it in generations) == 2, "two wait")
+    server.let_go(gate)
+    for reader in follow_all(stack, generations):
+        assert (reader.text, reader.events[-1]) == (TEXT, "completed")
+    assert server.most_open == 2
 
 
 def test_the_slots_of_a_killed_worker_come_back(stack: Stack, models: Models, server: WireProvider) -> None:

@@ -33,6 +33,7 @@ from tests.support.wire_provider import (
     Rst,
     Send,
     WireProvider,
+    openai_chunk,
     openai_stream,
     responses_frames,
     responses_stream,
@@ -469,6 +470,20 @@ def test_a_model_that_can_goes_on_behind_the_text_that_was_shown(
     assert (last["role"], last["content"]) == ("assistant", shown.rstrip())
     assert last.get("prefix") == (True if style == "prefix" else None)
     assert second.get("continue_final_message") == (True if style == "vllm" else None)
+
+
+def test_no_model_goes_on_with_the_text_of_another(stack: Stack, models: ByModel, local: WireProvider) -> None:
+    """A fallback that could go on from a text takes back what the first target said."""
+    models.script("m first", Reply(actions=(Send(openai_chunk({"content": "Half an ans"})), Cut())))
+    models.script("m second", Reply.events(openai_stream("All of it.")))
+    fallback = {"provider": "prefill", "model": "m second"}
+    body = {"provider": "vllm", "model": "m first", "recovery": "continue", "fallbacks": [fallback]}
+    answer = stack.post("/v1/generations", {**body, "messages": MESSAGES})
+    assert answer.status == 202, answer.body
+    reader, _ = follow(stack.urls, answer.json()["id"])
+    assert (reader.text, reader.events.count("reset"), reader.events[-1]) == ("All of it.", 1, "completed")
+    asked = [request.body["messages"] for request in local.requests if request.body["model"] == "m second"]
+    assert asked == [MESSAGES]
 
 
 def test_a_model_that_was_not_declared_starts_over(stack: Stack, models: ByModel, local: WireProvider) -> None:

@@ -596,6 +596,12 @@ def test_each_provider_has_the_limits_that_are_configured(monkeypatch: pytest.Mo
         ({"openai": {"requests_per_minute": "5"}}, "openai.requests_per_minute: Input should be a valid integer"),
         ({"openai": {"tokens_per_minute": 1.5}}, "openai.tokens_per_minute: Input should be a valid integer"),
         ({"openai": {"tokens": 5}}, "openai.tokens: Extra inputs are not permitted"),
+        (
+            {"openai": {"concurrency": 2, "shared_with": "groq"}, "groq": {}},
+            "openai: Value error, shared_with stands alone",
+        ),
+        ({"openai": {"shared_with": "groq"}}, "openai.shared_with: 'groq' has no limits of its own here"),
+        ({"openai": {"shared_with": "openai"}}, "openai.shared_with: 'openai' has no limits of its own here"),
     ],
 )
 def test_what_is_wrong_with_limits_is_named(monkeypatch: pytest.MonkeyPatch, value: object, said: str) -> None:
