@@ -56,7 +56,8 @@ class Settings(BaseSettings):
         description="What all workers together ask of a provider at most, as JSON: "
         '`{"openai": {"concurrency": 200, "requests_per_minute": 5000, "tokens_per_minute": 2000000}}`, each part '
         "optional. After a pause a whole minute's worth may go at once, as with the providers' own quotas. "
-        'Two providers with one key: `{"openai_responses": {"shared_with": "openai"}}` counts the calls of both under `openai`.',
+        'Two providers with one key: `{"openai_responses": {"shared_with": "openai"}}` '
+        "counts the calls of both under `openai`.",
     )
     breaker_window_seconds: float = Field(
         30.0, ge=0.1, le=3600, description="A provider's health is the calls that ended within so long."
