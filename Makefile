@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-node chaos lint types imports check test-containers bench lock docs clean
+.PHONY: setup demo test test-node test-conformance chaos lint types imports check test-containers bench lock docs clean
 
 setup: .venv/.ready
 
@@ -23,6 +23,13 @@ test: setup check
 # The npm projects (clients/, tests/clients/, examples/), each from its lockfile. Needs Node.js 20 or newer with npm.
 test-node: setup
 	tests/clients/run $(NODE)
+
+# Behaviour as data, for the server and the Python client (also in `make test`), and for the TypeScript client.
+test-conformance: setup
+	$(BIN)/python -m tests.conformance
+	$(BIN)/python -m tests.conformance --adapter "$(BIN)/python tests/conformance/adapters/python_client.py"
+	npm ci --prefix clients --no-audit --no-fund --loglevel=error && npm run build --silent --prefix clients
+	$(BIN)/python -m tests.conformance --adapter "node clients/typescript/conformance/adapter.mjs"
 
 check: lint types imports
 
