@@ -176,7 +176,8 @@ class Leases:
         """Hold the lease for another term, and learn of a stored cancel. Where nobody reading cancels, this is also
         the check: only the holder makes it, and not across a break of its connection, for which all viewers
         look gone."""
-        keys = [self._keys.record(lease.generation), self._keys.viewers(lease.generation)]
+        names, of = self._keys, lease.generation
+        keys = [names.record(of), names.viewers(of), names.log(of)]
         steady = self._store.steady(DEAD_MS / 1000)
         args: list[Arg] = [lease.epoch, lease.owner, self._store.settings.lease_ms, DEAD_MS, "1" if steady else "0"]
         reply = await self._store.pipe(RENEW, keys, args)

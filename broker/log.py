@@ -155,6 +155,8 @@ class Log:
             args += entry
         reply = await self._store.pipe(script, keys, args)
         match reply:
+            case int():
+                return Appended(entries[-1].position, reply, "")
             case [b"appended", head, stored, cancel]:
                 return Appended(head.decode(), int(stored), cancel.decode())
             case [b"gone"]:

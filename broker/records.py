@@ -333,7 +333,7 @@ class Records:
 
     async def find(self, generation: str) -> Record | None:
         """The record, of whatever tenant and state; None where there is none."""
-        now, ttl_ms, *flat = await self._store.run(RECORD, [self._keys.record(generation)], [])
+        now, ttl_ms, *flat = await self._store.run(RECORD, self._keys.of(generation)[:2], [])
         if not flat:
             return None
         raw = {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}

@@ -15,8 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final, Protocol
 
-import msgpack
-
+from broker import notification
 from broker.backoff import Backoff
 from broker.errors import StoreError
 from broker.events import Entry
@@ -90,16 +89,13 @@ class Topic:
         for sink in sinks:
             sink.disturbed()
 
-    def notify(self, message: list[bytes]) -> None:
-        """Take in a notification: `[prev, id, field, payload, …]`, or `[deleted]`, which the log will confirm."""
+    def notify(self, prev: str, entries: list[Entry]) -> None:
+        """Take in what was appended behind `prev`."""
         self._pushed = True
-        if len(message) == 1:
-            self.disturb()
-            return
-        prev = message[0].decode()
-        fresh = self.window.push(
-            prev, [Entry(message[i].decode(), message[i + 1], message[i + 2]) for i in range(1, len(message), 3)]
-        )
+        if self._sinks and len(self._sinks) == self.viewers:
+            fresh = self.window.pass_over(prev, entries)  # nobody will ask for it
+        else:
+            fresh = self.window.push(prev, entries)
         self.version += 1
         for waiter in self._waiting:
             _resolve(waiter)
@@ -120,13 +116,13 @@ class Tail:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._keys = store.keys
-        self._topics: dict[str, Topic] = {}  # by channel
-        self._joining: dict[str, asyncio.Event] = {}
+        self._topics: dict[bytes, Topic] = {}  # by channel
+        self._joining: dict[bytes, asyncio.Event] = {}
         self._wires: dict[Address, Wire] = {}
         self._opening: dict[Address, asyncio.Lock] = {}
-        self._served_by: dict[str, Wire] = {}  # channel -> the connection its subscription is on
-        self._leaving: dict[Wire, Counter[str]] = {}  # unsubscriptions that were asked for
-        self._lost: asyncio.Queue[str] = asyncio.Queue()  # channels that want a subscription
+        self._served_by: dict[bytes, Wire] = {}  # channel -> the connection its subscription is on
+        self._leaving: dict[Wire, Counter[bytes]] = {}  # unsubscriptions that were asked for
+        self._lost: asyncio.Queue[bytes] = asyncio.Queue()  # channels that want a subscription
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -143,7 +139,7 @@ class Tail:
     async def follow(self, generation: str) -> AsyncIterator[Topic]:
         """Follow a generation while the block lasts. The subscription stands, or is being made, when it begins: read
         the log inside the block, and nothing between that read and the first notification is missed."""
-        channel = self._keys.live(generation)
+        channel = self._keys.live(generation).encode()
         topic = self._topics.get(channel)
         if topic is None:
             topic = self._topics[channel] = Topic(generation)
@@ -179,7 +175,7 @@ class Tail:
             channel = await self._lost.get()
             group.create_task(self._subscribe(channel))
 
-    async def _subscribe(self, channel: str) -> None:
+    async def _subscribe(self, channel: bytes) -> None:
         """Subscribe one topic, however long that takes; one channel a command (two slots in one are refused)."""
         backoff = Backoff(first=0.05, most=1.0)
         while (topic := self._topics.get(channel)) is not None:
@@ -219,17 +215,21 @@ class Tail:
             return wire
 
     def _on_push(self, reply: list[Reply]) -> None:
-        match reply:
-            case [b"smessage", channel, data]:
-                topic = self._topics.get(channel.decode())
-                if topic is not None:
-                    topic.notify(msgpack.unpackb(data, raw=True))
-            case [b"ssubscribe", channel, _]:
-                self._subscribed(channel.decode())
-            case [b"sunsubscribe", channel, _]:
-                self._unsubscribed(channel.decode() if channel is not None else "")
+        kind = reply[0]
+        if kind == b"smessage":
+            topic = self._topics.get(reply[1])
+            if topic is None:
+                return
+            if (news := notification.decode(reply[2])) is not None:
+                topic.notify(*news)
+            else:
+                topic.disturb()  # deleted: the log will confirm it
+        elif kind == b"ssubscribe":
+            self._subscribed(reply[1])
+        elif kind == b"sunsubscribe":
+            self._unsubscribed(reply[1] or b"")
 
-    def _subscribed(self, channel: str) -> None:
+    def _subscribed(self, channel: bytes) -> None:
         topic = self._topics.get(channel)
         if topic is None:
             return
@@ -238,7 +238,7 @@ class Tail:
         else:
             topic.disturb()
 
-    def _unsubscribed(self, channel: str) -> None:
+    def _unsubscribed(self, channel: bytes) -> None:
         for leaving in self._leaving.values():
             if leaving[channel] > 0:
                 leaving[channel] -= 1
@@ -253,7 +253,7 @@ class Tail:
         for channel in [name for name, serving in self._served_by.items() if serving is wire]:
             self._again(channel)
 
-    def _again(self, channel: str) -> None:
+    def _again(self, channel: bytes) -> None:
         """The subscription is gone: what was published since is only in the log."""
         del self._served_by[channel]
         topic = self._topics.get(channel)
@@ -263,14 +263,14 @@ class Tail:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _refresh_and_queue(self, channel: str) -> None:
+    async def _refresh_and_queue(self, channel: bytes) -> None:
         try:
             with suppress(StoreError):
                 await self._store.refresh()
         finally:
             self._lost.put_nowait(channel)
 
-    def _forget(self, channel: str) -> None:
+    def _forget(self, channel: bytes) -> None:
         del self._topics[channel]
         self._joining.pop(channel, None)
         wire = self._served_by.pop(channel, None)

@@ -55,9 +55,11 @@ class Window:
         """Join a notification, drop it if the chain has passed it exactly, or begin anew with it alone. What was taken
         in: it follows `prev`."""
         if prev != self.last:
-            if entries and entries[-1].position in self._index:
+            if entries and (entries[-1].position in self._index or entries[-1].position == self.last):
                 return []
             self._begin(prev)
+        if not self._index:
+            self._index[prev] = -1  # what was passed over ends here
         fresh = [Notice(entry) for entry in entries]
         for notice in fresh:
             self._index[notice.entry.position] = self._dropped + len(self._notices)
@@ -68,6 +70,15 @@ class Window:
         if len(self._notices) > 2 * self._most or (self._bytes > 2 * self._most_bytes and len(self._notices) > 1):
             self._trim()
         return fresh
+
+    def pass_over(self, prev: str, entries: Sequence[Entry]) -> list[Notice]:
+        """`push`, but nothing is kept: for a chain that nobody reads from. Who would, asks the log."""
+        if prev != self.last or self._index:
+            fresh = self.push(prev, entries)
+            self._notices, self._index, self._dropped, self._bytes = [], {}, 0, 0
+            return fresh
+        self.last = entries[-1].position
+        return [Notice(entry) for entry in entries]
 
     def after(self, cursor: str) -> list[Notice] | None:
         """What follows `cursor`; an empty list at the end of the chain; None where only the log can tell."""

@@ -6,23 +6,25 @@
 --       5 n: how many record fields are noted with these events  6.. n field, value pairs
 --       then id, field, payload of each event; none: only ask whether the log still ends at prev
 --
--- Returns {appended, head, stored now, cancel flag} {gone} {fenced, epoch} {closed, last} {cancelled, last, flag}
---         {behind, last} {diverged, last}
+-- Returns stored now (an integer: all of it, and there is nothing to say) {appended, head, stored now, cancel flag}
+--         {gone} {fenced, epoch} {closed, last} {cancelled, last, flag} {behind, last} {diverged, last}
 --
 -- Buys: seqs are dense; an event that is sent again is never stored twice, because the stream's own last entry is
 -- compared by its whole id with prev and with the ids of the batch, in that order; what is noted in the record is stored
--- exactly if the events are; a later claim shuts out every earlier writer; a terminal event is the last one. Loaded a second time with flags=allow-oom for appends that end
--- in a terminal event, so that a full store can still end what it holds.
+-- exactly if the events are; a later claim shuts out every earlier writer; a terminal event is the last one. Loaded a
+-- second time with flags=allow-oom for appends that end in a terminal event, so that a full store can still end what it
+-- holds.
 --
--- Nearly every call is from the holder, for the next events of a running log: that is answered first, without closures,
--- tables or a look at the last entry. The record's `head` may stand for it there because seqs are dense: a log of as many
--- entries as `head` says, whose record and entries are written, lost and restored together, ends at `head`.
-local notes = tonumber(ARGV[5])
-local FIRST = 6 + 2 * notes
-local r = redis.call('HMGET', KEYS[1], 'epoch', 'owner', 'head', 'state', 'cancel')
-if r[1] == ARGV[1] and r[2] == ARGV[2] and r[3] == ARGV[3] and r[4] == 'running' then
-  local seq = tonumber(string.match(ARGV[3], '^%d+'))
-  local plain = #ARGV > FIRST and redis.call('XLEN', KEYS[2]) == seq
+-- Nearly every call is from the holder, for the next events of a running log. That one is answered first, by the record's
+-- field `pass`: epoch and owner of who stored the log's last entry, set here by the long way, and taken away by every
+-- script that changes epoch, owner or state or stores a cancel. With it the log needs no look at its last entry: a writer
+-- has one entry a seq, so where prev is of its own epoch, a log as long as prev says ends at prev.
+-- A message of one event is "prev id field payload", of any other number the same as msgpack.
+local FIRST = 6 + 2 * ARGV[5]
+if ARGV[5] == '0' and redis.call('HGET', KEYS[1], 'pass') == ARGV[1] .. ' ' .. ARGV[2] then
+  local digits, of = string.match(ARGV[3], '^(%d+)-(%d+)$')
+  local seq = tonumber(digits)
+  local plain = of == ARGV[1] and #ARGV > FIRST and redis.call('XLEN', KEYS[2]) == seq
   for i = FIRST, #ARGV, 3 do
     local field = ARGV[i + 1]
     seq = seq + 1
@@ -30,12 +32,13 @@ if r[1] == ARGV[1] and r[2] == ARGV[2] and r[3] == ARGV[3] and r[4] == 'running'
       and field ~= 'completed' and field ~= 'failed' and field ~= 'cancelled'
   end
   if plain then
-    local message = {ARGV[3], unpack(ARGV, FIRST)}
     for i = FIRST, #ARGV, 3 do redis.call('XADD', KEYS[2], ARGV[i], ARGV[i + 1], ARGV[i + 2]) end
-    local head = ARGV[#ARGV - 2]
-    redis.call('HSET', KEYS[1], 'head', head, unpack(ARGV, 6, FIRST - 1))
-    redis.call('SPUBLISH', ARGV[4], cmsgpack.pack(message))
-    return {'appended', head, string.format('%.0f', (#ARGV - FIRST + 1) / 3), r[5] or ''}
+    if #ARGV == FIRST + 2 then
+      redis.call('SPUBLISH', ARGV[4], table.concat({ARGV[3], ARGV[6], ARGV[7], ARGV[8]}, ' '))
+      return 1
+    end
+    redis.call('SPUBLISH', ARGV[4], cmsgpack.pack({ARGV[3], unpack(ARGV, FIRST)}))
+    return (#ARGV - FIRST + 1) / 3
   end
 end
 
@@ -48,7 +51,7 @@ local function id_at(i) return ARGV[FIRST + 3 * i] end
 local function field_at(i) return ARGV[FIRST + 3 * i + 1] end
 local function payload_at(i) return ARGV[FIRST + 3 * i + 2] end
 
-r = redis.call('HMGET', record, 'epoch', 'owner', 'state', 'cancel', 'ttl_ms', 'stub_ms')
+local r = redis.call('HMGET', record, 'epoch', 'owner', 'state', 'cancel', 'ttl_ms', 'stub_ms')
 if not r[1] then return {'gone'} end
 local stored_epoch, epoch = tonumber(r[1]), tonumber(ARGV[1])
 if r[3] == 'deleted' or stored_epoch > epoch or (stored_epoch == epoch and r[2] ~= ARGV[2]) then
@@ -78,6 +81,7 @@ if TERMINAL[last_field] then return {'closed', last} end
 local function adopt()
   if stored_epoch < epoch then
     redis.call('HSET', record, 'epoch', ARGV[1], 'owner', ARGV[2], 'state', 'running', 'history', '')
+    redis.call('HDEL', record, 'pass')
   end
 end
 
@@ -109,17 +113,20 @@ for i = skip, count - 1 do
   message[n + 1], message[n + 2], message[n + 3] = id_at(i), field_at(i), payload_at(i)
 end
 local head = id_at(count - 1)
-if notes > 0 then redis.call('HSET', record, unpack(ARGV, 6, FIRST - 1)) end
+if FIRST > 6 then redis.call('HSET', record, unpack(ARGV, 6, FIRST - 1)) end
 if TERMINAL[final] then
   local time = redis.call('TIME')
   local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
   redis.call('HSET', record, 'head', head, 'state', final, 'ended_ms', now, 'lease', '0')
+  redis.call('HDEL', record, 'pass')
   if final == 'failed' then redis.call('HSET', record, 'failure', cjson.decode(payload_at(count - 1)).code) end
   redis.call('PEXPIRE', log, r[5])
   redis.call('PEXPIRE', KEYS[3], r[5])
   redis.call('PEXPIRE', record, r[6])
-else
+elseif r[4] and r[4] ~= '' then
   redis.call('HSET', record, 'head', head)
+else
+  redis.call('HSET', record, 'head', head, 'pass', ARGV[1] .. ' ' .. ARGV[2])
 end
 redis.call('SPUBLISH', ARGV[4], cmsgpack.pack(message))
 return {'appended', head, string.format('%.0f', count - skip), r[4] or ''}

@@ -19,7 +19,10 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local reason = r[4] or ''
 local overdue = reason ~= '' and now - tonumber(r[5]) >= tonumber(ARGV[2])
 if tonumber(r[3] or '0') > now and not overdue then
-  if reason == '' then redis.call('HSET', record, 'cancel', ARGV[1], 'cancel_ms', string.format('%.0f', now)) end
+  if reason == '' then
+    redis.call('HSET', record, 'cancel', ARGV[1], 'cancel_ms', string.format('%.0f', now))
+    redis.call('HDEL', record, 'pass')
+  end
   return {'requested'}
 end
 if reason == '' then reason = ARGV[1] end
@@ -35,6 +38,7 @@ local payload = '{"reason":"' .. reason .. '"}'
 redis.call('XADD', log, head, 'cancelled', payload)
 redis.call('HSET', record, 'epoch', epoch, 'owner', '', 'lease', '0', 'history', replid, 'head', head,
            'state', 'cancelled', 'ended_ms', string.format('%.0f', now), 'cancel', reason)
+redis.call('HDEL', record, 'pass')
 redis.call('PEXPIRE', log, r[7])
 redis.call('PEXPIRE', KEYS[3], r[7])
 redis.call('PEXPIRE', record, r[8])

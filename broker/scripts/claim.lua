@@ -51,7 +51,7 @@ if owner ~= ARGV[1] or owner == '' then
   overdue = r[4] == 'waiting_for_tools' and '1' or '0'
   redis.call('HSET', record, 'epoch', string.format('%.0f', epoch), 'owner', ARGV[1], 'state', 'running',
              'history', replid, 'attempt', string.format('%.0f', attempt), 'charge', '0', 'overdue', overdue)
-  redis.call('HDEL', record, 'unattended_ms', 'waits')  -- nobody looked while nobody held it
+  redis.call('HDEL', record, 'pass', 'unattended_ms', 'waits')  -- nobody looked while nobody held it
   redis.call('HSETNX', record, 'started_ms', string.format('%.0f', now))
   -- Whoever holds the lease decides what the log is: what the record remembered beyond its end is given up.
   local tail = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)

@@ -23,4 +23,5 @@ local time = redis.call('TIME')
 local until_ms = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[3]))
 redis.call('HSET', record, 'owner', '', 'lease', '0', 'charge', '0', 'tools_until', until_ms,
            'state', missing and 'waiting_for_tools' or 'queued')
+redis.call('HDEL', record, 'pass')
 return {missing and 'paused' or 'ready'}

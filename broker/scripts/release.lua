@@ -12,4 +12,5 @@ if ENDED[r[3]] then return {'ended', r[3]} end
 -- A stored cancel is ended by who holds the lease: given back, it would wait for the next claim.
 if r[2] ~= '' and r[4] and r[4] ~= '' then return {'cancelled', r[4]} end
 redis.call('HSET', KEYS[1], 'owner', '', 'lease', '0', 'state', ARGV[3], 'charge', ARGV[4])
+redis.call('HDEL', KEYS[1], 'pass')
 return {'released'}

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Renew a lease, learn whether a cancel is stored, and notice that nobody has been reading for too long.
 --
--- KEYS  1 record  2 viewers
+-- KEYS  1 record  2 viewers  3 log
 -- ARGV  1 epoch  2 owner  3 lease ms  4 ms after which a process that said nothing has no viewers
 --       5 '1' if the holder's connection had no break for as long: an outage makes viewers look gone
 -- Returns {renewed, cancel flag} {fenced, epoch} {ended, state} {gone}
@@ -16,7 +16,9 @@ local cancel = r[4] or ''
 if stored == epoch then
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  local tail = redis.call('XREVRANGE', KEYS[3], '+', '-', 'COUNT', 1)
   redis.call('HSET', KEYS[1], 'lease', string.format('%.0f', now + tonumber(ARGV[3])))
+  if tail[1] then redis.call('HSET', KEYS[1], 'head', tail[1][1]) end
   if r[5] and r[5] ~= '' and cancel == '' then
     local uptime = tonumber(string.match(redis.call('INFO', 'server'), 'uptime_in_seconds:(%d+)')) * 1000
     local attended = redis.call('ZCOUNT', KEYS[2], string.format('%.0f', now - tonumber(ARGV[4])), '+inf') > 0
@@ -28,6 +30,7 @@ if stored == epoch then
     elseif now - since >= tonumber(r[5]) then
       cancel = 'abandoned'
       redis.call('HSET', KEYS[1], 'cancel', cancel, 'cancel_ms', string.format('%.0f', now))
+      redis.call('HDEL', KEYS[1], 'pass')
     end
   end
 end

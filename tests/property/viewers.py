@@ -7,7 +7,7 @@ from broker.events import Entry
 from broker.log import Page
 from broker.position import BEGINNING, Position
 from broker.tail import Topic
-from tests.property.world import World, text_of
+from tests.property.world import News, World, text_of
 
 
 class Hub:
@@ -16,13 +16,16 @@ class Hub:
     def __init__(self, world: World) -> None:
         self._world = world
         self.topic = Topic(world.generation)
-        self.coming: list[list[bytes]] = []
+        self.coming: list[News] = []
         world.audience.append(self.coming)
 
     def hear(self, messages: int) -> None:
         """The next notifications arrive."""
-        for message in self.coming[:messages]:
-            self.topic.notify(message)
+        for news in self.coming[:messages]:
+            if news is None:
+                self.topic.disturb()
+            else:
+                self.topic.notify(*news)
         del self.coming[:messages]
 
     def miss(self, messages: int) -> None:

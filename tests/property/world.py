@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final, TypeVar
 
-import msgpack
 import redis
 
+from broker import notification
 from broker.events import DELTA_FIELDS, TERMINAL_FIELDS, CancelReason, Entry, Stored
 from broker.generation import Request
 from broker.lease import ClaimAnswer, Lease, Leases, RenewAnswer, Renewed
@@ -44,6 +44,8 @@ NEVER_MS: Final = 9_999_999_999_999
 #: Ends the messages of one look at the subscription.
 MARK: Final = b"mark"
 
+#: What was published: the position that entries follow, and they; None: the generation was deleted.
+News = tuple[str, list[Entry]] | None
 T = TypeVar("T")
 
 
@@ -140,7 +142,7 @@ class World:
         self.broken = False
         self.failovers = 0
         self.moments: list[Moment] = []
-        self.audience: list[list[list[bytes]]] = []  # notifications under way, for each process with viewers
+        self.audience: list[list[News]] = []  # notifications under way, for each process with viewers
         self._contents: dict[str, Stored] = {}
         self._granted: dict[int, str] = {}
         self._appends: list[Packet] = []
@@ -346,7 +348,8 @@ class World:
         if not moment.readable:
             self.promise(not moment.entries, "a log that is deleted or lost is empty")
             return
-        self.promise(moment.record["head"] == moment.last, "the record's head is the log's last entry")
+        known, last = (Position.of_entry_id(place).seq for place in (moment.record["head"], moment.last))
+        self.promise(known <= last, "the record never remembers more than the log holds")
         noted = moment.record.get(UPSTREAM)
         held = noted is None or any(entry.position == noted for entry in moment.entries)
         self.promise(held, "what is noted of an event is stored only where the event is")
@@ -356,12 +359,12 @@ class World:
             self.promise(ends == [state], "the record knows how it ended")
             self.promise(not moment.cancel_promised or state == "cancelled", "after a cancel it ends as cancelled")
 
-    def _hear(self) -> list[list[bytes]]:
+    def _hear(self) -> list[News]:
         """Everything published since the last look."""
-        heard: list[list[bytes]] = []
+        heard: list[News] = []
         while (message := self.stage.subscription.get_message(timeout=5.0)) is not None:
             if message["type"] == "sunsubscribe" or message["data"] == MARK:
                 return heard
             if message["type"] == "smessage":
-                heard.append(msgpack.unpackb(message["data"], raw=True))
+                heard.append(notification.decode(message["data"]))
         raise AssertionError("the subscription went silent")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from broker.events import Entry
 from broker.tail import Topic
 from broker.window import Notice
 
@@ -24,13 +25,13 @@ class Taker:
         self.disturbances += 1
 
 
-def message(prev: str, *positions: str) -> list[bytes]:
-    parts = [part for position in positions for part in (position.encode(), b"d", b"text")]
-    return [prev.encode(), *parts]
+def news(prev: str, *positions: str) -> tuple[str, list[Entry]]:
+    return prev, [Entry(position, b"d", b"text") for position in positions]
 
 
 def topic(*sinks: Taker) -> Topic:
     made = Topic("gen_x")
+    made.viewers = len(sinks)
     made.window.start("3-1")
     for sink in sinks:
         made.attach(sink)
@@ -40,8 +41,8 @@ def topic(*sinks: Taker) -> Topic:
 def test_what_comes_is_offered_in_the_order_of_the_chain() -> None:
     taker = Taker()
     followed = topic(taker)
-    followed.notify(message("3-1", "4-1"))
-    followed.notify(message("4-1", "5-1", "6-1"))
+    followed.notify(*news("3-1", "4-1"))
+    followed.notify(*news("4-1", "5-1", "6-1"))
     assert taker.offered == [("3-1", ["4-1"]), ("4-1", ["5-1", "6-1"])]
     assert taker.disturbances == 0
 
@@ -50,7 +51,7 @@ def test_a_notification_that_comes_twice_is_offered_once() -> None:
     taker = Taker()
     followed = topic(taker)
     for _ in range(2):
-        followed.notify(message("3-1", "4-1"))
+        followed.notify(*news("3-1", "4-1"))
     assert taker.offered == [("3-1", ["4-1"])]
 
 
@@ -58,7 +59,7 @@ def test_behind_a_gap_it_is_told_what_it_follows() -> None:
     """The chain begins anew: who is elsewhere sees by `prev` that it is, and looks for itself."""
     taker = Taker()
     followed = topic(taker)
-    followed.notify(message("6-1", "7-1"))
+    followed.notify(*news("6-1", "7-1"))
     assert taker.offered == [("6-1", ["7-1"])]
 
 
@@ -66,7 +67,7 @@ def test_who_does_not_take_is_let_go_and_told_and_the_others_are_not() -> None:
     full, taker = Taker(most=1), Taker()
     followed = topic(full, taker)
     for at in range(3, 6):
-        followed.notify(message(f"{at}-1", f"{at + 1}-1"))
+        followed.notify(*news(f"{at}-1", f"{at + 1}-1"))
     assert len(full.offered) == 1
     assert full.disturbances == 1
     assert len(taker.offered) == 3
@@ -78,15 +79,9 @@ def test_a_disturbance_lets_everybody_go_once() -> None:
     followed = topic(*takers)
     followed.disturb()
     followed.disturb()
-    followed.notify(message("3-1", "4-1"))
+    followed.notify(*news("3-1", "4-1"))
     assert [taker.disturbances for taker in takers] == [1, 1]
     assert [taker.offered for taker in takers] == [[], []]
-
-
-def test_a_deleted_generation_is_a_disturbance() -> None:
-    taker = Taker()
-    topic(taker).notify([b"deleted"])
-    assert taker.disturbances == 1
 
 
 def test_who_is_detached_is_offered_nothing() -> None:
@@ -94,5 +89,18 @@ def test_who_is_detached_is_offered_nothing() -> None:
     followed = topic(taker)
     followed.detach(taker)
     followed.detach(taker)
-    followed.notify(message("3-1", "4-1"))
+    followed.notify(*news("3-1", "4-1"))
     assert (taker.offered, taker.disturbances) == ([], 0)
+
+
+def test_what_everybody_was_written_is_not_kept() -> None:
+    """A window is for who reads from it. Who comes now, or comes late, asks the log; what comes next fits on."""
+    taker = Taker()
+    followed = topic(taker)
+    followed.notify(*news("3-1", "4-1"))
+    assert followed.window.after("3-1") is None
+    assert followed.window.after("4-1") == []
+    followed.viewers += 1  # somebody reads up
+    followed.notify(*news("4-1", "5-1"))
+    assert [notice.entry.position for notice in followed.window.after("4-1") or []] == ["5-1"]
+    assert [positions for _, positions in taker.offered] == [["4-1"], ["5-1"]]
