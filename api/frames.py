@@ -11,10 +11,14 @@ from typing import Final, Protocol
 
 import orjson
 
-from broker.events import DELTA_FIELDS, DeltaKind, Entry, Json, delta_data, wire
+from broker.events import DELTA_FIELDS, TEXT_FIELD, DeltaKind, Entry, Json, delta_data, wire
 
 #: Text joined into one frame at most, in bytes: a reader whose connection is cut gets on by whole frames.
 MERGED_BYTES: Final = 32 * 1024
+
+
+#: A frame of a delta, without its position and its data.
+_DELTA_BYTES: Final = len(b"event: delta\nid: \ndata: \n\n")
 
 
 class Framing(Protocol):
@@ -53,7 +57,11 @@ class _Sse:
         return b"event: %b\nid: %b\ndata: %b\n\n" % (event, entry.position.encode(), data)
 
     def chunk(self, entry: Entry) -> bytes:
-        return as_chunk(self.entry(entry))
+        if entry.field != TEXT_FIELD:
+            return as_chunk(self.entry(entry))
+        place, data = entry.position.encode(), delta_data(DeltaKind.TEXT, entry.payload.decode())
+        size = _DELTA_BYTES + len(place) + len(data)
+        return b"%x\r\nevent: delta\nid: %b\ndata: %b\n\n\r\n" % (size, place, data)
 
 
 class _Ndjson:

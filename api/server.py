@@ -16,6 +16,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -24,6 +25,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from api.app import build
+from api.held import Held, Holder
 from api.problem import MEDIA_TYPE, Problem
 from api.services import Services
 from api.stream import CONNECTION
@@ -36,6 +38,9 @@ _log = structlog.get_logger("legato.api")
 #: uvicorn waits this long for requests to end after the streams were told to.
 _STOP_SECONDS: Final = 5
 
+#: How often it is looked whether all streams have left.
+_LOOK_SECONDS: Final = 0.05
+
 #: close() then sends RST instead of FIN, and drops what is unsent.
 _LINGER_ZERO: Final = struct.pack("ii", 1, 0)
 
@@ -46,22 +51,37 @@ _UNSENT_BYTES: Final = 64 * 1024
 _NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else 0)
 
 
+def reset(transport: asyncio.Transport) -> None:
+    """Reset a connection; what is unsent is lost."""
+    connection: Any = transport.get_extra_info("socket")
+    if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+    transport.abort()
+
+
 class Protocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 protocol; it hands the application its connection (`api.stream.Connection`), and says no to
-    what is no HTTP as the application says no to everything else."""
+    what is no HTTP as the application says no to everything else. `host` has the connections that are held."""
 
     _unfinished: tuple[RequestResponseCycle, ...] = ()  # several, where requests are sent behind one another
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        super().connection_made(transport)
-        connection: Any = transport.get_extra_info("socket")
-        if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6) and _NOTSENT_LOWAT:
-            connection.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, _UNSENT_BYTES)
+    def __init__(self, *, host: Server, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._host = host
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
         self._unfinished = (*(cycle for cycle in self._unfinished if not cycle.response_complete), self.cycle)
         self.scope[CONNECTION] = _Exchange(self, self.cycle)  # type: ignore[typeddict-unknown-key]  # a key of ours
+
+    def let_go(self, holder: Holder) -> Held:
+        """Have the connection held, and forget all about it: what is not freed now waits for the collector."""
+        self.connections.discard(self)
+        self.flow.resume_reading()
+        held = Held(self.transport, self._host, holder)
+        self.parser = self.cycle = self.scope = None  # type: ignore[assignment]  # as uvicorn ends a connection
+        self._unfinished = ()
+        return held
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -89,40 +109,34 @@ class Protocol(HttpToolsProtocol):
 class _Exchange:
     """The connection of one request (`api.stream.Connection`): another one may be waiting behind it."""
 
-    __slots__ = ("_cycle", "_flow", "_transport")
+    __slots__ = ("_cycle", "_protocol")
 
     def __init__(self, protocol: Protocol, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
-        self._flow = protocol.flow
-        self._transport = protocol.transport
+        self._protocol = protocol
 
     @property
-    def takes_more(self) -> bool:
-        """Whether what is written now leaves soon: the reader takes what it is sent, and is still there."""
-        return not self._flow.write_paused and not self._transport.is_closing()
+    def may_hold(self) -> bool:
+        """Whether nothing but the body that has begun needs this connection: its request has come whole, and nothing
+        of another one."""
+        protocol, cycle = self._protocol, self._cycle
+        alone = cycle is protocol.cycle and cycle.scope is protocol.scope and not cycle.more_body
+        return alone and not (cycle.disconnected or protocol.transport.is_closing())
 
-    @property
-    def takes_chunks(self) -> bool:
-        """Whether the body that has begun is sent in chunks."""
-        return bool(self._cycle.chunked_encoding)
-
-    def write(self, data: bytes) -> None:
-        """Write a part of the body that has begun, framed by the caller as `takes_chunks` says."""
-        self._transport.write(data)
+    def hold(self, holder: Holder) -> Held:
+        """Let the connection go. The request ends as if its reader had left, of which uvicorn makes nothing."""
+        self._cycle.disconnected = True
+        return self._protocol.let_go(holder)
 
     async def reset(self, *, flush: bool) -> None:
         """Reset the connection, after what was written has gone out if `flush`."""
-        transport = self._transport
+        transport = self._protocol.transport
         if flush:
             while not transport.is_closing() and transport.get_write_buffer_size():
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.05)  # what the kernel holds goes out before the reset
-        if transport.is_closing():
-            return
-        connection: Any = transport.get_extra_info("socket")
-        if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
-        transport.abort()
+        if not transport.is_closing():
+            reset(transport)
 
     def end_of_body_is_close(self) -> None:
         """uvicorn would send chunks, which HTTP/1.0 does not know; it may as well wait for a length never reached."""
@@ -143,6 +157,8 @@ class Server(uvicorn.Server):
     def __init__(self, services: Services, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._services = services
+        self._held: set[Held] = set()
+        config.http = partial(Protocol, host=self)  # type: ignore[assignment]  # it is only ever called
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -154,11 +170,42 @@ class Server(uvicorn.Server):
         # Streams have left by then; what still hangs on is blocked by a reader that takes nothing.
         asyncio.get_running_loop().call_later(_STOP_SECONDS - 1, self._let_go)
         await super().shutdown(sockets)
+        while self._held:
+            await asyncio.sleep(_LOOK_SECONDS)
 
     def _let_go(self) -> None:
         for connection in list(self.server_state.connections):
             if connection.transport is not None:
                 connection.transport.abort()
+        for held in list(self._held):
+            held.reset()
+
+    def held(self, connection: Held) -> None:
+        """See `api.held.Host`."""
+        self._held.add(connection)
+
+    def released(self, connection: Held) -> None:
+        """See `api.held.Host`."""
+        self._held.discard(connection)
+
+    def serve_on(self, transport: asyncio.Transport, ahead: bytes) -> None:
+        """See `api.held.Host`."""
+        if self.should_exit:
+            transport.close()
+            return
+        protocol = Protocol(
+            host=self, config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        protocol.on_response_complete()  # as far as it knows: it waits for the next request
+        if ahead:
+            transport.resume_reading()
+            protocol.data_received(ahead)
+
+    def reset(self, transport: asyncio.Transport) -> None:
+        """See `api.held.Host`."""
+        reset(transport)
 
 
 async def serve(url: str, settings: Settings, *, listener: socket.socket, stop: asyncio.Event) -> None:
@@ -196,7 +243,6 @@ def config(app: ASGIApp) -> uvicorn.Config:
     logging.getLogger("uvicorn.error").addFilter(_CutsAreNoErrors())
     return uvicorn.Config(
         app,
-        http=Protocol,
         loop="uvloop",
         lifespan="off",
         access_log=False,
@@ -212,6 +258,8 @@ def bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if _NOTSENT_LOWAT:
+        listener.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, _UNSENT_BYTES)  # what is accepted inherits it
     listener.bind((host, port))
     listener.listen(2048)
     listener.setblocking(False)

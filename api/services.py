@@ -118,11 +118,12 @@ class Services:
         """When a stream should end, now that this process is stopping."""
         return now + random.uniform(0, min(self.settings.drain_seconds, _SPREAD_SECONDS))
 
-    def background(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+    def background(self, work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
         """Do something beside the requests. It is lost with the process: only for what somebody else would do too."""
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
@@ -21,9 +21,11 @@ from starlette.types import Receive, Scope, Send
 from api import longpoll
 from api.auth import authenticate
 from api.frames import NDJSON, SSE, Framing
+from api.held import Held, Holder
+from api.parked import Parked
 from api.problem import Problem, problem_of
 from api.services import PASSING, Services
-from api.viewer import Connection, Start, Viewer, fault, start
+from api.viewer import Start, Viewer, fault, start
 from broker.errors import GenerationUnknown, LegatoError
 from broker.generation import is_id
 from broker.position import Position
@@ -41,6 +43,27 @@ STREAM_HEADERS: Final = [
     (b"x-accel-buffering", b"no"),
     (b"vary", b"Accept, Origin"),
 ]
+
+
+class Connection(Protocol):
+    """What a stream needs to do with its connection that ASGI has no words for."""
+
+    async def reset(self, *, flush: bool) -> None:
+        """Reset it, after what was written has gone out if `flush`."""
+        ...
+
+    def end_of_body_is_close(self) -> None:
+        """The body has no length and no chunks: to be said before the response starts, to a reader of HTTP/1.0."""
+        ...
+
+    @property
+    def may_hold(self) -> bool:
+        """Whether the connection can be taken out of the request whose body has begun."""
+        ...
+
+    def hold(self, holder: Holder) -> Held:
+        """Take it out: the request is over for the server, its body is the holder's to write and to end."""
+        ...
 
 
 class EventsRoute:
@@ -184,7 +207,9 @@ async def serve(
     if begin.seen_the_end:
         await nothing_more(framing, send, headers=headers)
         return
-    viewer = Viewer(services, begin, framing, connection=scope.get(CONNECTION))
+    # Held connections are written to in chunks, which HTTP/1.0 does not know.
+    may_park = CONNECTION in scope and scope["http_version"] == "1.1"
+    viewer = Viewer(services, begin, framing, may_park=may_park)
     services.viewers += 1
     try:
         await send_body(
@@ -197,6 +222,8 @@ async def serve(
             viewer=viewer,
             headers=headers,
         )
+        if viewer.parks:
+            Parked(services, viewer, scope[CONNECTION].hold)
     finally:
         services.viewers -= 1
 
@@ -220,8 +247,9 @@ async def send_body(
     viewer: Viewer | None = None,
     headers: list[tuple[bytes, bytes]] | None = None,
 ) -> None:
-    """Send chunks until they end or the reader has gone. The body ends cleanly only if `viewer` has finished; else this
-    returns without the last chunk, and the server closes the connection."""
+    """Send chunks until they end or the reader has gone, or until `viewer` is to be parked, with the body unfinished.
+    The body ends cleanly only if `viewer` has finished; else this returns without the last chunk, and the server closes
+    the connection."""
     answer = [(b"content-type", framing.media_type + b"; charset=utf-8"), *STREAM_HEADERS, *(headers or [])]
     connection: Connection | None = scope.get(CONNECTION)
     old = scope["http_version"] == "1.0"
@@ -236,11 +264,17 @@ async def send_body(
     leaving = asyncio.ensure_future(_left(receive))
     leaving.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
     try:
-        async for chunk in chunks:
-            for start in range(0, len(chunk), _PIECE_BYTES):
-                async with asyncio.timeout(send_seconds):
-                    piece = chunk[start : start + _PIECE_BYTES]
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+        while True:
+            async for chunk in chunks:
+                for start in range(0, len(chunk), _PIECE_BYTES):
+                    async with asyncio.timeout(send_seconds):
+                        piece = chunk[start : start + _PIECE_BYTES]
+                        await send({"type": "http.response.body", "body": piece, "more_body": True})
+            if viewer is None or not viewer.parks:
+                break
+            if connection is not None and connection.may_hold:
+                return
+            chunks = viewer.stay()
         finished = viewer is not None and viewer.finished
         async with asyncio.timeout(send_seconds):
             if old and connection is not None:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import orjson
 
-from api.frames import Framing, as_chunk, merged, open_data
+from api.frames import Framing, merged, open_data
 from api.problem import problem_of
 from api.services import Services
 from broker.errors import (
@@ -86,64 +85,39 @@ async def start(services: Services, tenant: str, generation: str, cursor: str | 
     )
 
 
-class Connection(Protocol):
-    """What a stream needs to do with its connection that ASGI has no words for."""
-
-    @property
-    def takes_more(self) -> bool:
-        """Whether what is written now leaves soon."""
-        ...
-
-    @property
-    def takes_chunks(self) -> bool:
-        """Whether the body that has begun is sent in chunks."""
-        ...
-
-    def write(self, data: bytes) -> None:
-        """Write a part of the body that has begun, at once; framed by the caller as `takes_chunks` says."""
-        ...
-
-    async def reset(self, *, flush: bool) -> None:
-        """Reset it, after what was written has gone out if `flush`."""
-        ...
-
-    def end_of_body_is_close(self) -> None:
-        """The body has no length and no chunks: to be said before the response starts, to a reader of HTTP/1.0."""
-        ...
-
-
 class Viewer:
     """Chunks of whole frames for one reader. `finished` says, after the last one, whether the end was among them;
     if not, the body must be ended incompletely.
 
-    A viewer that has been sent everything goes *direct* where there is a `connection`: what comes is written to it in
-    the call that brings the news, without waking this viewer's task (`broker.tail.Sink`). Whatever is out of the
-    ordinary (a gap, a reader that does not take what it is sent, much at once, the end, leaving) sends it back to
-    pulling, which decides.
+    One that `may_park` ends its chunks also where it has sent everything, with `parks`: until something comes, nothing
+    needs a task (`api.parked`). It keeps its place in the topic then, and `chunks` may be asked for again.
     """
 
-    def __init__(
-        self, services: Services, begin: Start, framing: Framing, *, connection: Connection | None = None
-    ) -> None:
+    __slots__ = (
+        *("closes_at", "cursor", "finished", "framing", "parks", "ping_seconds", "sent_at", "topic"),
+        *("_begin", "_clock", "_counted", "_generation", "_leaving", "_may_park", "_page_size", "_seated", "_services"),
+    )
+
+    def __init__(self, services: Services, begin: Start, framing: Framing, *, may_park: bool = False) -> None:
+        self.framing = framing
         self.finished = False
+        self.parks = False
         self.cursor = begin.cursor
-        self._services = services
-        self._begin = begin
-        self._framing = framing
-        self._generation = begin.generation
         settings = services.settings
-        loop = asyncio.get_running_loop()
-        self._clock = loop.time
+        self._clock = asyncio.get_running_loop().time
         # Viewers that came together need not be pinged together.
-        self._ping_seconds = settings.ping_seconds * random.uniform(0.75, 1.0)
-        self._closes_at = loop.time() + settings.stream_max_age_seconds * random.uniform(0.8, 1.0)
+        self.ping_seconds = settings.ping_seconds * random.uniform(0.75, 1.0)
+        self.sent_at = self._clock()
+        self.closes_at = self.sent_at + settings.stream_max_age_seconds * random.uniform(0.8, 1.0)
+        self.topic: Topic  # from the end of what there was on
+        self._services = services
+        self._begin: Start | None = begin
+        self._generation = begin.generation
+        self._counted = begin.page.counts_viewers
+        self._may_park = may_park
+        self._seated = False
         self._leaving = False
         self._page_size = FIRST_PAGE
-        self._connection = connection
-        self._encoder, self._ping = framing.entry, framing.ping
-        self._back: asyncio.Future[None] | None = None  # while direct: resolved when this is to pull again
-        self._spoke = False  # something was written since the last beat
-        self._quiet_since = 0.0
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """What to send, chunk by chunk, each of whole frames; ends after the terminal event, or where the connection
@@ -152,30 +126,52 @@ class Viewer:
             async for chunk in self._phases():
                 yield chunk
         except LegatoError as error:
-            yield error_frame(self._framing, error)
+            yield error_frame(self.framing, error)
+        finally:
+            if not self.parks:
+                self.leave()
+
+    def stay(self) -> AsyncIterator[bytes]:
+        """More chunks, of a viewer that was to be parked and cannot be: it waits for news itself."""
+        self.parks = self._may_park = False
+        return self.chunks()
+
+    def leave(self) -> None:
+        """Give up the place in the topic. Harmless where there is none."""
+        if self._seated:
+            self._seated = False
+            self._services.tail.leave(self.topic)
+            if self._counted:
+                self._services.background(self._services.presence.depart(self._generation), name="viewer leaves")
 
     async def _phases(self) -> AsyncIterator[bytes]:
-        begin = self._begin
-        if begin.snapshot:
-            yield await self._refold(begin.verdict)
-        else:
-            chunk = self._open(begin.verdict, begin.page)
-            if begin.page.entries:
-                chunk += self._merged(begin.page.entries)
+        begin, self._begin = self._begin, None
+        if begin is not None:
+            if begin.snapshot:
+                yield await self._refold(begin.verdict)
+            else:
+                chunk = self._open(begin.verdict, begin.page)
+                if begin.page.entries:
+                    chunk += self._merged(begin.page.entries)
+                yield chunk
+            if self._has_finished():
+                return
+            if begin.page.state.is_terminal:
+                async for chunk in self._replay():
+                    yield chunk
+            if self._has_finished():
+                return
+            del begin  # a page of the log
+            await self._take_seat()
+        async for chunk in self._live(self.topic):
             yield chunk
-        if self._has_finished():
-            return
-        if begin.page.state.is_terminal:
-            async for chunk in self._replay():
-                yield chunk
-        if self._has_finished():
-            return
-        async with AsyncExitStack() as attached:
-            if begin.page.counts_viewers:
-                await attached.enter_async_context(self._services.presence.attending(self._generation))
-            topic = await attached.enter_async_context(self._services.tail.follow(self._generation))
-            async for chunk in self._live(topic):
-                yield chunk
+
+    async def _take_seat(self) -> None:
+        self.topic = self._services.tail.join(self._generation)
+        self._seated = True
+        if self._counted:
+            await self._services.presence.arrive(self._generation)
+        await self._services.tail.joined(self.topic)
 
     def _has_finished(self) -> bool:
         """Asked anew each time: sending changes it."""
@@ -192,11 +188,10 @@ class Viewer:
     async def _live(self, topic: Topic) -> AsyncIterator[bytes]:
         """Follow a log that still grows. An outage of the store is waited out, and so is a loss of its data, which the
         holder of the lease mends; only one that lasts ends this."""
-        sent_at = self._clock()
         lost_at: float | None = None
         while not self.finished:
             version = topic.version
-            pause = self._ping_seconds
+            pause = self.ping_seconds
             chunk = b""
             try:
                 if (notices := topic.window.after(self.cursor)) is not None:
@@ -222,83 +217,21 @@ class Viewer:
             now = self._clock()
             if chunk:
                 yield chunk
-                sent_at = now
+                self.sent_at = now
             if self._services.draining and not self._leaving:
                 self._leaving = True
-                self._closes_at = min(self._closes_at, self._services.leave_at(now))
-            if now >= self._closes_at:
+                self.closes_at = min(self.closes_at, self._services.leave_at(now))
+            if now >= self.closes_at:
                 return
             if chunk:
                 continue
-            if now - sent_at >= self._ping_seconds:
-                yield self._framing.ping
-                sent_at = now
-            if self._may_go_direct(topic, version):
-                sent_at = await self._go_direct(topic, sent_at)
-                continue
-            await topic.changed(version, min(pause, sent_at + self._ping_seconds - now, self._closes_at - now))
-
-    def _may_go_direct(self, topic: Topic, version: int) -> bool:
-        connection = self._connection
-        return (
-            connection is not None
-            and topic.version == version
-            and topic.window.last == self.cursor
-            and not self._services.draining
-            and connection.takes_more
-        )
-
-    async def _go_direct(self, topic: Topic, sent_at: float) -> float:
-        """Be written to as news comes, until something needs a closer look; returns when it was last written to."""
-        connection = self._connection
-        assert connection is not None  # noqa: S101 - asked before
-        chunks, framing = connection.takes_chunks, self._framing
-        self._encoder = framing.chunk if chunks else framing.entry
-        self._ping = as_chunk(framing.ping) if chunks else framing.ping
-        self._back = asyncio.get_running_loop().create_future()
-        self._spoke, self._quiet_since = False, sent_at
-        topic.attach(self)
-        self._services.heartbeat.add(self)
-        try:
-            await self._back
-        finally:
-            topic.detach(self)
-            self._services.heartbeat.discard(self)
-        return self._clock() if self._spoke else self._quiet_since
-
-    def offer(self, prev: str, notices: list[Notice]) -> bool:
-        """See `broker.tail.Sink`."""
-        connection = self._connection
-        if prev != self.cursor or connection is None or not connection.takes_more or len(notices) > _FRAMED_SINGLY:
-            return False
-        if len(notices) == 1:
-            connection.write(notices[0].encoded(self._encoder))
-        else:
-            connection.write(b"".join([notice.encoded(self._encoder) for notice in notices]))
-        self._spoke = True
-        entry = notices[-1].entry
-        self.cursor = entry.position
-        if entry.is_terminal:
-            self.finished = True
-            return False
-        return True
-
-    def disturbed(self) -> None:
-        """See `broker.tail.Sink`."""
-        if self._back is not None and not self._back.done():
-            self._back.set_result(None)
-
-    def beat(self, now: float) -> None:
-        """Every `beat_seconds` while direct: a keepalive after a silence, and an end at its time. The silence may have
-        begun a beat before it was noticed, and the next look is a beat away."""
-        connection = self._connection
-        if self._spoke:
-            self._spoke, self._quiet_since = False, now
-        if now >= self._closes_at or connection is None or not connection.takes_more:
-            self.disturbed()
-        elif now - self._quiet_since >= self._ping_seconds - 2 * self._services.beat_seconds:
-            connection.write(self._ping)
-            self._quiet_since = now
+            if now - self.sent_at >= self.ping_seconds:
+                yield self.framing.ping
+                self.sent_at = now
+            if self._may_park and not self._leaving and topic.version == version and topic.window.last == self.cursor:
+                self.parks = True
+                return
+            await topic.changed(version, min(pause, self.sent_at + self.ping_seconds - now, self.closes_at - now))
 
     async def _read(self) -> Page:
         page = await self._services.log.read(self._generation, self.cursor, self._page_size)
@@ -310,7 +243,7 @@ class Viewer:
         fold, page = await self._services.log.folded(self._generation)
         opened = self._open(verdict, page)
         self.cursor = fold.position
-        return opened + self._framing.frame(b"snapshot", fold.data(status_of(page)), fold.position)
+        return opened + self.framing.frame(b"snapshot", fold.data(status_of(page)), fold.position)
 
     def _from_window(self, notices: list[Notice]) -> bytes:
         if not notices:
@@ -325,12 +258,12 @@ class Viewer:
         if len(notices) > _FRAMED_SINGLY:
             return self._merged([notice.entry for notice in notices])
         self._moved_to(last)
-        return b"".join([notice.encoded(self._framing.entry) for notice in notices])
+        return b"".join([notice.encoded(self.framing.entry) for notice in notices])
 
     def _merged(self, entries: list[Entry]) -> bytes:
         if entries:
             self._moved_to(entries[-1])
-        return b"".join([self._framing.frame(event, data, place) for place, event, data in merged(entries)])
+        return b"".join([self.framing.frame(event, data, place) for place, event, data in merged(entries)])
 
     def _moved_to(self, entry: Entry) -> None:
         self.cursor = entry.position
@@ -345,12 +278,12 @@ class Viewer:
             status=status_of(page),
             attempt=page.attempt,
         )
-        return self._framing.frame(b"open", data, retry_ms=self._services.retry_ms(fault=False))
+        return self.framing.frame(b"open", data, retry_ms=self._services.retry_ms(fault=False))
 
     def _deleted(self) -> bytes:
         """The end of a generation that was erased while it was read: shown, never logged, so without a position."""
         self.finished = True
-        return self._framing.frame(b"cancelled", orjson.dumps({"reason": CancelReason.DELETED.value}))
+        return self.framing.frame(b"cancelled", orjson.dumps({"reason": CancelReason.DELETED.value}))
 
 
 def fault(services: Services, framing: Framing, generation: str, cursor: str | None, error: LegatoError) -> bytes:

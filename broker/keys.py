@@ -11,25 +11,25 @@ One generation, tag `{gen_…}` (broker.records, broker.lease, broker.log):
     p:{gen}:request  string  JSON of what was asked, prompt included; same TTL as the log
     p:{gen}:viewers  zset    processes that have viewers, score = last seen; only where the request says that nobody
                              reading cancels; written by broker.presence, read by the renew script
-    p:{gen}:live     channel sharded pub/sub; msgpack [prev, id, field, payload, id, field, payload …], or [deleted]; of one
-                             event also as text, "prev id field payload"; written by the append, cancel, rebuild and
-                             delete scripts, read by broker.tail
+    p:{gen}:live     channel sharded pub/sub; msgpack [prev, id, field, payload, id, field, payload …], or [deleted];
+                             of one event also as text, "prev id field payload"; written by the append, cancel,
+                             rebuild and delete scripts, read by broker.tail
 
 Fields of a record, by who writes them (times in ms of the server's clock):
     create           waits (until its turn comes in its thread; taken off by broker.threads)
     create, rebuild  tenant provider model priority thread metadata max_attempts ttl_ms stub_ms grace_ms created_ms
     claim            epoch owner lease history attempt charge overdue state started_ms head
-    append, cancel   head pass; at the end state ended_ms failure; with events of a worker: upstream (a provider's mark),
-                     pending (ids of the calls that the client runs), timings (at the end)
+    append, cancel   head pass; at the end state ended_ms failure; with events of a worker: upstream (a provider's
+                     mark), pending (ids of the calls that the client runs), timings (at the end)
     pause            owner lease charge tools_until state
     results          call:<id> of each call whose result the client gave; state
     renew            lease head; cancel cancel_ms unattended_ms where nobody reads
     presence         takes unattended_ms away
     release          owner lease state charge
     cancel           cancel cancel_ms; epoch owner history where it writes the end itself
-    head is where the log was last seen to end, at each claim, renewal and append that goes the long way; pass is
-    there while ordinary appends need no closer look (append.lua), and taken away by claim, cancel, pause, release, renew
     delete           leaves tenant priority epoch state=deleted: the tombstone
+`head` is where the log was last seen to end, by a claim, a renewal or an append that went the long way. `pass` is there
+while ordinary appends need no closer look (append.lua); claim, cancel, pause, release and renew take it away.
 
 One provider, tag `{p:NAME}` (broker.throttle); all of them expire some minutes after its last call:
     p:{p:NAME}:throttle

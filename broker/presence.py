@@ -34,19 +34,28 @@ class Presence:
 
     @asynccontextmanager
     async def attending(self, generation: str) -> AsyncIterator[None]:
-        """Count as a viewer while the block lasts. What cannot be said at its start is said at the next refresh, what
-        cannot be said at its end is known when our word is old; an outage by itself never counts against a viewer."""
-        self._viewers[generation] += 1
+        """Count as a viewer while the block lasts."""
         try:
-            with suppress(StoreError):
-                await self._say(generation)
+            await self.arrive(generation)
             yield
         finally:
-            self._viewers[generation] -= 1
-            if self._viewers[generation] == 0:
-                del self._viewers[generation]
-                with suppress(StoreError, asyncio.CancelledError):
-                    await asyncio.shield(self._say(generation))
+            with suppress(asyncio.CancelledError):
+                await asyncio.shield(self.depart(generation))
+
+    async def arrive(self, generation: str) -> None:
+        """Count as a viewer from now on, even if this is cancelled: `depart` follows. What cannot be said now is said
+        at the next refresh; an outage by itself never counts against a viewer."""
+        self._viewers[generation] += 1
+        with suppress(StoreError):
+            await self._say(generation)
+
+    async def depart(self, generation: str) -> None:
+        """Count no more. What cannot be said now is known when our word is old."""
+        self._viewers[generation] -= 1
+        if self._viewers[generation] == 0:
+            del self._viewers[generation]
+            with suppress(StoreError):
+                await self._say(generation)
 
     async def run(self) -> None:
         """Say again, every few seconds, for every generation with viewers here."""

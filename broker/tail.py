@@ -139,6 +139,15 @@ class Tail:
     async def follow(self, generation: str) -> AsyncIterator[Topic]:
         """Follow a generation while the block lasts. The subscription stands, or is being made, when it begins: read
         the log inside the block, and nothing between that read and the first notification is missed."""
+        topic = self.join(generation)
+        try:
+            await self.joined(topic)
+            yield topic
+        finally:
+            self.leave(topic)
+
+    def join(self, generation: str) -> Topic:
+        """Follow a generation, for one more viewer, until `leave`. Wait for `joined` before the log is read."""
         channel = self._keys.live(generation).encode()
         topic = self._topics.get(channel)
         if topic is None:
@@ -146,18 +155,21 @@ class Tail:
             self._joining[channel] = asyncio.Event()
             self._lost.put_nowait(channel)
         topic.viewers += 1
-        try:
-            joining = self._joining.get(channel)
-            if joining is not None:
-                # A subscription that cannot be made now is made later, and then wakes the viewers.
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._store.settings.store_timeout_seconds):
-                        await joining.wait()
-            yield topic
-        finally:
-            topic.viewers -= 1
-            if topic.viewers == 0:
-                self._forget(channel)
+        return topic
+
+    async def joined(self, topic: Topic) -> None:
+        """Wait until the subscription stands. One that cannot be made now is made later, and then wakes the viewers."""
+        joining = self._joining.get(self._keys.live(topic.generation).encode())
+        if joining is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._store.settings.store_timeout_seconds):
+                    await joining.wait()
+
+    def leave(self, topic: Topic) -> None:
+        """One viewer follows it no more."""
+        topic.viewers -= 1
+        if topic.viewers == 0:
+            self._forget(self._keys.live(topic.generation).encode())
 
     def wake_all(self) -> None:
         """Let every viewer look again."""

@@ -203,7 +203,7 @@ static void answered(struct link *link, const char *reply, size_t size) {
   if (reply[0] == '-') {
     complain(reply, size);
     stream->stopped = 1;
-  } else if (!memmem(reply, size < 24 ? size : 24, "appended", 8)) {
+  } else if (reply[0] != ':' && !memmem(reply, size < 24 ? size : 24, "appended", 8)) {
     refused++;
     stream->stopped = 1;
   } else {

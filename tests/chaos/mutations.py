@@ -113,7 +113,7 @@ MUTATIONS = (
                 "                if topic.window.last == before != head:\n",
                 "                if False:\n",
             ),
-            ("broker/tail.py", "                        await joining.wait()\n", "                        pass\n"),
+            ("broker/tail.py", "                    await joining.wait()\n", "                    pass\n"),
             (
                 "broker/tail.py",
                 "            self._lost.put_nowait(channel)\n        topic.viewers += 1",

@@ -1,0 +1,125 @@
+"""A connection whose stream has nothing to send just now, held outside of the server's request.
+
+A viewer that waits inside of its request costs a task, the suspended coroutines of everything above the route, an HTTP
+parser and all that is known of the request: some 29 KiB. So a stream that has said everything takes its connection out
+of the server's hands (`transport.set_protocol`, as for an upgrade), its request ends, and what remains is this object
+and the stream's own few fields. When the stream is over the connection goes back, to a new protocol of the server's,
+for its next request.
+
+Bodies are written in chunks, as HTTP/1.1 frames them where there is no length; other bodies are not held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from api.frames import as_chunk
+
+#: What a client may send ahead, of its next requests, while it is answered.
+_MOST_AHEAD_BYTES: Final = 64 * 1024
+
+_LAST_CHUNK: Final = b"0\r\n\r\n"
+
+
+class Holder(Protocol):
+    """Whose connection it is."""
+
+    def gone(self) -> None:
+        """The reader has left; nothing can be written any more. Not called after `finish`, `cut` or `reset`."""
+        ...
+
+
+class Host(Protocol):
+    """The server whose connection it was."""
+
+    def held(self, connection: Held) -> None:
+        """It is this server's to close when it stops."""
+        ...
+
+    def released(self, connection: Held) -> None:
+        """It is closed, or somebody else's."""
+        ...
+
+    def serve_on(self, transport: asyncio.Transport, ahead: bytes) -> None:
+        """Take the connection back, for its next request, of which `ahead` came already."""
+        ...
+
+    def reset(self, transport: asyncio.Transport) -> None:
+        """Reset the connection; what is unsent is lost."""
+        ...
+
+
+class Held(asyncio.Protocol):
+    """A response's body that has begun, on a connection that its server has let go."""
+
+    __slots__ = ("_ahead", "_holder", "_host", "_transport", "_writable", "takes_more")
+
+    def __init__(self, transport: asyncio.Transport, host: Host, holder: Holder) -> None:
+        self.takes_more = True  # what is written now leaves soon
+        self._transport = transport
+        self._host = host
+        self._holder: Holder | None = holder
+        self._ahead = b""
+        self._writable: asyncio.Future[None] | None = None
+        transport.set_protocol(self)
+        host.held(self)
+
+    def write(self, data: bytes) -> None:
+        """Write a part of the body, framed as a chunk by the caller."""
+        self._transport.write(data)
+
+    async def send(self, body: bytes, seconds: float) -> None:
+        """Write a part of the body, and wait until the reader takes more; `TimeoutError` when that takes too long."""
+        self._transport.write(as_chunk(body))
+        if not self.takes_more:
+            self._writable = asyncio.get_running_loop().create_future()
+            async with asyncio.timeout(seconds):
+                await self._writable
+
+    def finish(self) -> None:
+        """The body is whole: the connection waits for its next request."""
+        self._transport.write(_LAST_CHUNK)
+        host, transport, ahead = self._host, self._transport, self._ahead
+        self._let_go()
+        if not transport.is_closing():
+            host.serve_on(transport, ahead)
+
+    def cut(self) -> None:
+        """End the body incompletely, behind what was written: the last chunk is missing."""
+        self._let_go()
+        self._transport.close()
+
+    def reset(self) -> None:
+        """End it at once; what is unsent is lost."""
+        self._let_go()
+        self._host.reset(self._transport)
+
+    def _let_go(self) -> None:
+        self._holder = None
+        self._host.released(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._ahead += data
+        if len(self._ahead) > _MOST_AHEAD_BYTES:
+            self._transport.pause_reading()
+
+    def pause_writing(self) -> None:
+        self.takes_more = False
+
+    def resume_writing(self) -> None:
+        self.takes_more = True
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.takes_more = False
+        holder = self._holder
+        self._let_go()
+        if holder is not None:
+            holder.gone()
+
+
+#: Takes the connection of a request out of the server's hands.
+Hold = Callable[[Holder], Held]

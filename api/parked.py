@@ -1,0 +1,132 @@
+"""A viewer that was sent everything: what comes is written to its connection by the call that brings the news.
+
+No task waits here. Whatever is out of the ordinary (a gap, a reader that does not take what it is sent, much at once,
+leaving) makes it a pulling viewer again, which decides (`api.viewer`), and parks anew when that is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from api.frames import as_chunk
+from api.held import Held, Hold
+from api.services import Services
+from api.viewer import Viewer
+from broker.window import Notice
+
+#: More entries at once are joined, which is for the pulling viewer to do.
+_MOST_AT_ONCE: Final = 16
+
+
+class Parked:
+    """A `broker.tail.Sink` over one connection. `hold` takes the connection out of its request; the viewer must have
+    said that it is to be parked (`Viewer.parks`), in the same turn of the loop."""
+
+    __slots__ = (
+        "_cursor",
+        "_encoder",
+        "_finished",
+        "_held",
+        "_pulling",
+        "_quiet_since",
+        "_services",
+        "_spoke",
+        "_viewer",
+    )
+
+    def __init__(self, services: Services, viewer: Viewer, hold: Hold) -> None:
+        self._services = services
+        self._viewer = viewer
+        self._encoder = viewer.framing.chunk
+        self._pulling: asyncio.Task[None] | None = None
+        self._held: Held = hold(self)
+        services.viewers += 1
+        self._park()
+
+    def _park(self) -> None:
+        viewer = self._viewer
+        viewer.parks = False
+        self._pulling = None
+        self._finished = False
+        self._cursor = viewer.cursor
+        self._spoke, self._quiet_since = False, viewer.sent_at  # whether it was written to since the last beat
+        viewer.topic.attach(self)
+        self._services.heartbeat.add(self)
+
+    def offer(self, prev: str, notices: list[Notice]) -> bool:
+        """See `broker.tail.Sink`."""
+        held = self._held
+        if prev != self._cursor or not held.takes_more or len(notices) > _MOST_AT_ONCE:
+            return False
+        if len(notices) == 1:
+            held.write(notices[0].encoded(self._encoder))
+        else:
+            held.write(b"".join([notice.encoded(self._encoder) for notice in notices]))
+        self._spoke = True
+        entry = notices[-1].entry
+        self._cursor = entry.position
+        if entry.is_terminal:
+            self._finished = True
+            return False
+        return True
+
+    def disturbed(self) -> None:
+        """See `broker.tail.Sink`."""
+        self._unpark()
+        if self._finished:
+            self._held.finish()
+            self._end()
+        else:
+            self._pulling = self._services.background(self._pull(), name="viewer")
+
+    def beat(self, now: float) -> None:
+        """Every `beat_seconds`: a keepalive after a silence, and an end at its time. The silence may have begun a beat
+        before it was noticed, and the next look is a beat away."""
+        viewer, held = self._viewer, self._held
+        if self._spoke:
+            self._spoke, self._quiet_since = False, now
+        if now >= viewer.closes_at or not held.takes_more:
+            viewer.topic.detach(self)
+            self.disturbed()
+        elif now - self._quiet_since >= viewer.ping_seconds - 2 * self._services.beat_seconds:
+            held.write(as_chunk(viewer.framing.ping))
+            self._quiet_since = now
+
+    def gone(self) -> None:
+        """See `api.held.Holder`."""
+        if self._pulling is not None:
+            self._pulling.cancel()
+        else:
+            self._viewer.topic.detach(self)
+            self._unpark()
+            self._end()
+
+    def _unpark(self) -> None:
+        self._services.heartbeat.discard(self)
+        viewer = self._viewer
+        viewer.cursor = self._cursor
+        viewer.sent_at = asyncio.get_running_loop().time() if self._spoke else self._quiet_since
+
+    async def _pull(self) -> None:
+        viewer, held = self._viewer, self._held
+        seconds = self._services.settings.send_timeout_seconds
+        try:
+            async for chunk in viewer.chunks():
+                await held.send(chunk, seconds)
+        except TimeoutError:
+            held.reset()  # it takes nothing
+        else:
+            if viewer.parks:
+                self._park()
+            elif viewer.finished:
+                held.finish()
+            else:
+                held.cut()
+        finally:
+            if self._pulling is not None:
+                self._end()
+
+    def _end(self) -> None:
+        self._viewer.leave()
+        self._services.viewers -= 1
