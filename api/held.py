@@ -15,6 +15,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, Protocol
 
+import httptools
+
 from api.frames import as_chunk
 
 #: What a client may send ahead, of its next requests, while it is answered.
@@ -54,14 +56,15 @@ class Host(Protocol):
 class Held(asyncio.Protocol):
     """A response's body that has begun, on a connection that its server has let go."""
 
-    __slots__ = ("_ahead", "_holder", "_host", "_transport", "_writable", "takes_more")
+    __slots__ = ("_ahead", "_holder", "_host", "_parser", "_transport", "_writable", "takes_more")
 
     def __init__(self, transport: asyncio.Transport, host: Host, holder: Holder) -> None:
         self.takes_more = True  # what is written now leaves soon
         self._transport = transport
         self._host = host
         self._holder: Holder | None = holder
-        self._ahead = b""
+        self._ahead: bytes | None = None
+        self._parser: httptools.HttpRequestParser  # of what came ahead
         self._writable: asyncio.Future[None] | None = None
         transport.set_protocol(self)
         host.held(self)
@@ -84,7 +87,7 @@ class Held(asyncio.Protocol):
         host, transport, ahead = self._host, self._transport, self._ahead
         self._let_go()
         if not transport.is_closing():
-            host.serve_on(transport, ahead)
+            host.serve_on(transport, ahead or b"")
 
     def cut(self) -> None:
         """End the body incompletely, behind what was written: the last chunk is missing."""
@@ -101,7 +104,16 @@ class Held(asyncio.Protocol):
         self._host.released(self)
 
     def data_received(self, data: bytes) -> None:
+        """Of requests behind this one: for later, if that is what they are."""
+        if self._ahead is None:
+            self._ahead, self._parser = b"", httptools.HttpRequestParser(object())
         self._ahead += data
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass
+        except httptools.HttpParserError:
+            self._transport.close()  # no status fits into a body; who has gone is told
         if len(self._ahead) > _MOST_AHEAD_BYTES:
             self._transport.pause_reading()
 
