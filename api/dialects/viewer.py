@@ -7,7 +7,6 @@ Dialects have no `open`, no snapshot and no way to take text back. So a log that
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Literal
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -20,7 +19,6 @@ from api.viewer import Start, Viewer
 from broker.errors import LegatoError
 from broker.events import Entry
 from broker.log import PAGE_BYTES, Page
-from broker.tail import Topic
 from broker.window import Notice
 
 
@@ -39,9 +37,8 @@ class DialectViewer(Viewer):
                 yield chunk
         except (LegatoError, CannotTakeBack):
             return
-
-    def _may_go_direct(self, topic: Topic, version: int) -> Literal[False]:
-        return False
+        finally:
+            self.leave()
 
     async def _refold(self, verdict: str) -> bytes:
         raise CannotTakeBack
