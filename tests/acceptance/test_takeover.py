@@ -33,7 +33,15 @@ from worker.providers.sim import sim_text
 #: loaded the machine is.
 TAKE_OVER_SECONDS = LEASE_SECONDS + 20
 
+#: How long a cancel may take where it is not what a test measures; `bench.recovery` does.
+CANCEL_SECONDS = 20.0
+
 Entries = list[tuple[str, Event]]
+
+
+def stalls(at_token: int, *, attempt: int | None = 1) -> dict[str, object]:
+    """A fault after which an attempt stands still: it cannot end before somebody has ended its worker."""
+    return {"at_token": at_token, "kind": "stall"} | ({} if attempt is None else {"attempt": attempt})
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +103,11 @@ def viewing(stack: Stack, generation: str) -> Iterator[list[Viewer]]:
             viewer.close()
 
 
+def seq_of(reader: Reader) -> int:
+    """How far it has read. A frame may stand for many events, so neither frames nor ids count that."""
+    return int((reader.cursor or "0-0").split("-")[0])
+
+
 def text_of(entries: Entries) -> str:
     """What the log shows: the text since the last reset."""
     text = ""
@@ -126,7 +139,7 @@ def end_of(stack: Stack, generation: str) -> Event:
 def test_a_killed_worker_s_generation_starts_over_elsewhere(stack: Stack) -> None:
     """SIGKILL in mid-text: another worker takes over, says `reset`, and the readers that stayed end with one text."""
     tokens = 400
-    generation = stack.submit({"tokens": tokens, "seed": 31, "tokens_per_second": 200})
+    generation = stack.submit({"tokens": tokens, "seed": 31, "tokens_per_second": 200, "faults": [stalls(150)]})
     with viewing(stack, generation) as viewers:
         stack.wait_entries(generation, 100)
         stack.holder(generation).kill()
@@ -150,12 +163,12 @@ def test_a_killed_worker_s_generation_starts_over_elsewhere(stack: Stack) -> Non
 
 def test_a_reader_that_was_away_over_a_take_over_ends_with_one_text(stack: Stack) -> None:
     """Its cursor is of the lost attempt and the log still holds it: the reset is behind it."""
-    generation = stack.submit({"tokens": 300, "seed": 32, "tokens_per_second": 200})
+    generation = stack.submit({"tokens": 300, "seed": 32, "tokens_per_second": 200, "faults": [stalls(150)]})
     reader = Reader()
     with open_stream(stack.urls[0], generation) as stream:
         for frame in stream.frames():
             reader.take(frame)
-            if len(reader.ids) == 60:
+            if seq_of(reader) >= 60:
                 break
     stack.holder(generation).kill()
     stack.wait_status(generation, "completed")
@@ -168,7 +181,7 @@ def test_a_reader_that_was_away_over_a_take_over_ends_with_one_text(stack: Stack
 
 def test_a_worker_that_wakes_after_its_lease_writes_nothing(stack: Stack) -> None:
     """SIGSTOP past the lease, SIGCONT while the new owner writes: not one more event of the old epoch, and one text."""
-    generation = stack.submit({"tokens": 600, "seed": 33, "tokens_per_second": 150})
+    generation = stack.submit({"tokens": 9_000, "seed": 33, "tokens_per_second": 150})
     stack.wait_entries(generation, 80)
     sleeper = stack.holder(generation)
     sleeper.pause()
@@ -182,21 +195,23 @@ def test_a_worker_that_wakes_after_its_lease_writes_nothing(stack: Stack) -> Non
     inherited = [entry for entry in stack.log(generation) if entry[0].endswith(f"-{old_epoch}")]
     stack.wait_entries(generation, len(inherited) + 50)
     sleeper.resume()
-    stack.wait_status(generation, "completed")
+    eventually(lambda: any(e["generation"] == generation for e in sleeper.events("generation_left")), "it lets go")
+    left = [line for line in sleeper.events("generation_left") if line["generation"] == generation]
+    assert left[-1]["outcome"] == "lost"
+    stack.wait_entries(generation, len(stack.log(generation)) + 50)
+    stack.post(f"/v1/generations/{generation}/cancel")
+    stack.wait_status(generation, "cancelled")
     entries = stack.log(generation)
     assert len(check_log(entries)) == 2
     assert [entry for entry in entries if entry[0].endswith(f"-{old_epoch}")] == inherited
     assert inherited[: len(old)] == old
-    assert text_of(entries) == sim_text(600, 33)
-    eventually(lambda: any(e["generation"] == generation for e in sleeper.events("generation_left")), "it lets go")
-    left = [line for line in sleeper.events("generation_left") if line["generation"] == generation]
-    assert left[-1]["outcome"] == "lost"
-    assert stack.log(generation) == entries
+    assert sim_text(9_000, 33).startswith(text_of(entries))
+    assert len(text_of(entries)) > 500
 
 
 def test_a_worker_that_wakes_after_the_end_writes_nothing(stack: Stack) -> None:
     """It sleeps until the new owner has completed the generation."""
-    generation = stack.submit({"tokens": 120, "seed": 34, "tokens_per_second": 150})
+    generation = stack.submit({"tokens": 450, "seed": 34, "tokens_per_second": 150})
     stack.wait_entries(generation, 30)
     sleeper = stack.holder(generation)
     sleeper.pause()
@@ -205,8 +220,8 @@ def test_a_worker_that_wakes_after_the_end_writes_nothing(stack: Stack) -> None:
     sleeper.resume()
     eventually(lambda: any(e["generation"] == generation for e in sleeper.events("generation_left")), "it lets go")
     assert stack.log(generation) == entries
-    assert text_of(entries) == sim_text(120, 34)
-    check_log(entries)
+    assert text_of(entries) == sim_text(450, 34)
+    assert len(check_log(entries)) == 2, "it was not taken over"
 
 
 def test_a_worker_that_wakes_within_its_lease_goes_on(stack: Stack) -> None:
@@ -225,7 +240,8 @@ def test_a_worker_that_wakes_within_its_lease_goes_on(stack: Stack) -> None:
 
 def test_recovery_fail_ends_instead_of_starting_over(stack: Stack) -> None:
     """Text was shown and the job asked not to start over: `failed`, `worker_lost`; what was shown stays."""
-    generation = stack.submit({"tokens": 400, "seed": 36, "tokens_per_second": 150}, recovery="fail")
+    options = {"tokens": 400, "seed": 36, "tokens_per_second": 150, "faults": [stalls(200)]}
+    generation = stack.submit(options, recovery="fail")
     stack.wait_entries(generation, 50)
     stack.holder(generation).kill()
     stack.wait_status(generation, "failed")
@@ -243,7 +259,7 @@ def test_recovery_fail_ends_instead_of_starting_over(stack: Stack) -> None:
 
 def test_recovery_fail_starts_over_where_nothing_was_shown(stack: Stack) -> None:
     """The worker was lost before the first delta: nobody saw anything that would have to be taken back."""
-    generation = stack.submit({"tokens": 20, "seed": 37, "first_token_ms": 1_500}, recovery="fail")
+    generation = stack.submit({"tokens": 20, "seed": 37, "faults": [stalls(0)]}, recovery="fail")
     stack.wait_entries(generation, 1)
     stack.holder(generation).kill()
     stack.wait_status(generation, "completed")
@@ -254,7 +270,8 @@ def test_recovery_fail_starts_over_where_nothing_was_shown(stack: Stack) -> None
 
 def test_a_generation_that_loses_every_worker_fails(stack: Stack) -> None:
     """`max_attempts` workers killed: `failed`, `worker_lost`, not a loop for ever."""
-    generation = stack.submit({"tokens": 2_000, "seed": 38, "tokens_per_second": 100}, max_attempts=2)
+    options = {"tokens": 2_000, "seed": 38, "tokens_per_second": 100, "faults": [stalls(60, attempt=None)]}
+    generation = stack.submit(options, max_attempts=2)
     entries = 0
     for attempt in (1, 2):
         stack.wait_entries(generation, entries + 20)
@@ -307,7 +324,7 @@ def test_cancel_stops_a_running_generation_and_keeps_its_text(stack: Stack) -> N
         readers = [viewer.result() for viewer in viewers]
         told = max(viewer.frames[-1][0] for viewer in viewers) - asked
         print(f"cancelled after {told:.2f} s")
-        assert told < 3
+        assert told < CANCEL_SECONDS
         for viewer, reader in zip(viewers, readers, strict=True):
             assert viewer.ending is Ending.CLEAN
             assert reader.ended is not None
@@ -329,7 +346,8 @@ def test_a_cancel_that_was_accepted_is_how_it_ends(stack: Stack) -> None:
 
     def race(number: int) -> tuple[str, set[int], str]:
         tokens = draw.randint(1, 60)
-        generation = stack.submit({"tokens": tokens, "seed": number, "tokens_per_second": 200})
+        pace = draw.choice([200, 20])  # some are long enough on any machine, and some short enough
+        generation = stack.submit({"tokens": tokens, "seed": number, "tokens_per_second": pace})
         time.sleep(draw.uniform(0, 0.4))
         path = f"/v1/generations/{generation}/cancel"
         with ThreadPoolExecutor(2) as pair:
@@ -357,7 +375,7 @@ def test_many_jobs_outlive_the_worker_they_ran_on(redis_url: str, tmp_path: Path
     with Stack.start(redis_url, tmp_path, workers=2, environment=environment) as stack:
         generations = [
             stack.submit(
-                {"tokens": 80, "seed": seed, "tokens_per_second": 80}, priority=("batch", "interactive")[seed % 2]
+                {"tokens": 240, "seed": seed, "tokens_per_second": 80}, priority=("batch", "interactive")[seed % 2]
             )
             for seed in range(40)
         ]
@@ -371,7 +389,7 @@ def test_many_jobs_outlive_the_worker_they_ran_on(redis_url: str, tmp_path: Path
         for seed, generation in enumerate(generations):
             entries = stack.log(generation)
             check_log(entries)
-            assert text_of(entries) == sim_text(80, seed)
+            assert text_of(entries) == sim_text(240, seed)
             resets += any(isinstance(event, Reset) for _, event in entries)
         assert 1 <= resets <= 10
 
@@ -384,7 +402,7 @@ def test_cancel_reaches_a_provider_that_is_silent(stack: Stack) -> None:
     assert stack.post(f"/v1/generations/{generation}/cancel").status == 202
     stack.wait_status(generation, "cancelled")
     print(f"cancelled after {time.monotonic() - asked:.2f} s of a silent provider")
-    assert time.monotonic() - asked < 4
+    assert time.monotonic() - asked < CANCEL_SECONDS
     check_log(stack.log(generation))
 
 
@@ -417,7 +435,7 @@ def test_cancel_ends_a_generation_whose_worker_is_frozen(redis_url: str, tmp_pat
             assert stack.post(f"/v1/generations/{generation}/cancel").status == 200
             reader = viewers[0].result()
             print(f"cancelled after {time.monotonic() - asked:.2f} s for a frozen worker")
-            assert time.monotonic() - asked < 8
+            assert time.monotonic() - asked < CANCEL_SECONDS
             assert reader.ended is not None
             assert reader.ended.event == "cancelled"
         entries = stack.log(generation)
@@ -484,7 +502,7 @@ def test_delete_of_an_ended_generation_erases_it(stack: Stack) -> None:
 def test_a_worker_that_is_told_to_stop_hands_over(stack: Stack) -> None:
     """SIGTERM: it lets go of what it cannot finish, ends with status 0, and the next one starts over at once. A
     hand-over is not an attempt."""
-    generation = stack.submit({"tokens": 500, "seed": 46, "tokens_per_second": 120})
+    generation = stack.submit({"tokens": 900, "seed": 46, "tokens_per_second": 120})
     with viewing(stack, generation) as viewers:
         stack.wait_entries(generation, 60)
         holder = stack.holder(generation)
@@ -494,7 +512,7 @@ def test_a_worker_that_is_told_to_stop_hands_over(stack: Stack) -> None:
         print(f"the worker was gone {time.monotonic() - told:.2f} s after SIGTERM")
         for viewer in viewers:
             reader = viewer.result()
-            assert reader.text == sim_text(500, 46)
+            assert reader.text == sim_text(900, 46)
             reset = next(at for at, frame in viewer.frames if frame.event == "reset")
             assert reset - told < TAKE_OVER_SECONDS
     entries = stack.log(generation)
@@ -504,20 +522,20 @@ def test_a_worker_that_is_told_to_stop_hands_over(stack: Stack) -> None:
 
 def test_a_worker_that_is_told_to_stop_finishes_what_is_nearly_done(redis_url: str, tmp_path: Path) -> None:
     """Within the time to drain a generation ends where it is, without a reset."""
-    with Stack.start(redis_url, tmp_path, workers=1, environment={"LEGATO_DRAIN_SECONDS": "20"}) as stack:
-        generation = stack.submit({"tokens": 100, "seed": 47, "tokens_per_second": 100})
+    with Stack.start(redis_url, tmp_path, workers=1, environment={"LEGATO_DRAIN_SECONDS": "60"}) as stack:
+        generation = stack.submit({"tokens": 300, "seed": 47, "tokens_per_second": 100})
         stack.wait_entries(generation, 10)
         stack.workers[0].terminate()
         assert stack.workers[0].wait() == 0
         entries = stack.log(generation)
         assert len(check_log(entries)) == 1
-        assert text_of(entries) == sim_text(100, 47)
+        assert text_of(entries) == sim_text(300, 47)
 
 
 def test_an_api_that_is_told_to_stop_loses_no_reader_anything(stack: Stack) -> None:
     """SIGTERM in mid-stream: bodies end incompletely at a frame, so every client comes back; the other process goes on
     from the cursor."""
-    tokens = 500
+    tokens = 1_000
     generation = stack.submit({"tokens": tokens, "seed": 48, "tokens_per_second": 150})
     leaving, staying = stack.apis
     readers = [Reader() for _ in range(8)]
@@ -570,7 +588,7 @@ def test_an_api_that_is_told_to_stop_does_not_wait_for_a_reader_that_takes_nothi
 
 def test_a_killed_api_loses_nothing(stack: Stack) -> None:
     """SIGKILL: nothing of a generation is in an API process."""
-    generation = stack.submit({"tokens": 400, "seed": 49, "tokens_per_second": 150})
+    generation = stack.submit({"tokens": 800, "seed": 49, "tokens_per_second": 150})
     victim = stack.apis[0]
     with ThreadPoolExecutor(4) as pool:
         urls = stack.urls
@@ -580,7 +598,7 @@ def test_a_killed_api_loses_nothing(stack: Stack) -> None:
         stack.remove(victim)
         for each in following:
             reader, connections = each.result(60)
-            assert reader.text == sim_text(400, 49)
+            assert reader.text == sim_text(800, 49)
             assert connections > 1
     assert len(check_log(stack.log(generation))) == 1
 
@@ -670,12 +688,13 @@ def test_one_process_that_is_killed_goes_on_where_it_was_started_again(tmp_path:
     """`legato dev` killed in mid-text, its store with it or not: started on the same data, it starts the text over."""
     with Stack.start("", tmp_path, apis=0, workers=0) as stack:
         stack.add_dev(tmp_path / "data")
-        generation = stack.submit({"tokens": 200, "seed": 62, "tokens_per_second": 100})
+        options = {"tokens": 200, "seed": 62, "tokens_per_second": 100, "faults": [stalls(120)]}
+        generation = stack.submit(options)
         reader = Reader()
         with open_stream(stack.urls[0], generation) as stream:
             for frame in stream.frames():
                 reader.take(frame)
-                if len(reader.ids) == 40:
+                if seq_of(reader) >= 40 and stack.apis[0].alive:
                     stack.apis[0].kill()
             assert stream.ending is not Ending.CLEAN
         stack.remove(stack.apis[0])

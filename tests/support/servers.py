@@ -26,7 +26,7 @@ SLOTS = 16_384
 #: A node that is silent for this long is taken for dead. Low, so that tests see a failure soon.
 NODE_TIMEOUT_MS = 1_000
 #: How long a cluster or a replica may take to get ready.
-READY_SECONDS = 20.0
+READY_SECONDS = 60.0
 #: Time between two looks.
 POLL_SECONDS = 0.01
 

@@ -23,7 +23,7 @@ SSE = "text/event-stream"
 NDJSON = "application/x-ndjson"
 TERMINAL = frozenset({"completed", "failed", "cancelled"})
 #: How long one read may wait. A test that waits longer for a byte has failed.
-READ_SECONDS = 60.0
+READ_SECONDS = 120.0
 #: Bytes of one read.
 READ_BYTES = 65_536
 

@@ -36,8 +36,8 @@ from tests.support.sse_client import Answer, request
 #: Where the packages are: processes run from here.
 ROOT = Path(__file__).resolve().parents[2]
 #: How long a process may take to be ready, or to end in good order.
-READY_SECONDS = 30.0
-STOP_SECONDS = 30.0
+READY_SECONDS = 90.0
+STOP_SECONDS = 60.0
 #: The lease of a stack's workers, unless told otherwise: the least the settings allow is 1.
 LEASE_SECONDS = 2.0
 
@@ -291,11 +291,11 @@ class Stack:
         wait_until(is_claimed, f"{generation} is claimed")
         return found[-1]
 
-    def wait_entries(self, generation: str, count: int, *, seconds: float = 30.0) -> None:
+    def wait_entries(self, generation: str, count: int, *, seconds: float = 90.0) -> None:
         """Wait until the log has this many entries."""
         wait_until(lambda: len(self.log(generation)) >= count, f"{count} entries", seconds=seconds)
 
-    def wait_status(self, generation: str, *wanted: str, seconds: float = 30.0) -> str:
+    def wait_status(self, generation: str, *wanted: str, seconds: float = 90.0) -> str:
         """Wait until the status is one of these; the one it is."""
         wait_until(lambda: self.status(generation) in wanted, f"status {wanted}", seconds=seconds)
         return self.status(generation)
@@ -347,7 +347,7 @@ def job(options: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
     return {"provider": "sim", "model": "sim-1", "messages": messages, "provider_options": dict(options), **fields}
 
 
-def eventually(look: Callable[[], object], what: str, *, seconds: float = 20.0) -> float:
+def eventually(look: Callable[[], object], what: str, *, seconds: float = 60.0) -> float:
     """Wait until `look` returns something true; how long that took."""
     since = time.monotonic()
     wait_until(lambda: bool(look()), what, seconds=seconds)
