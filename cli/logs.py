@@ -27,6 +27,8 @@ def configure(level: str) -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
+    # On the handler too: the SDKs' loggers have levels of their own (`OPENAI_LOG=debug`), and write prompts and addresses.
+    handler.setLevel(max(number, logging.WARNING))
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(max(number, logging.WARNING))
+    root.setLevel(handler.level)

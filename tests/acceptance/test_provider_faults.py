@@ -484,6 +484,7 @@ def test_a_provider_that_echoes_prompt_and_key_leaks_them_to_nobody(redis_url: s
 
     models = [f"{how}/{where}" for how in ("raw", "json", "repr", "key") for where in ("refused", "streamed")]
     keys = {"OPENAI_API_KEY": SECRET_KEY, "ANTHROPIC_API_KEY": SECRET_KEY, "LEGATO_LOG_LEVEL": "debug"}
+    keys |= {"OPENAI_LOG": "debug", "ANTHROPIC_LOG": "debug"}  # then the SDKs log each request, body and all
     leaks = []
     with WireProvider(answer) as server:
         with Stack.start(redis_url, tmp_path, environment=environment(server.url) | keys) as stack:

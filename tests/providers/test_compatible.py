@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, Final
@@ -172,6 +173,18 @@ async def test_without_its_key_it_is_upstream_auth(
     assert text == ""
     assert (error.failure, error.retryable) == (FailureCode.UPSTREAM_AUTH, False)
     assert "'local'" in error.message
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("value", ["kéy-of-somebody", "key\x00of-somebody", "key\nof-somebody"])
+async def test_a_key_that_no_header_can_hold_is_the_operators_fault_and_is_not_told(
+    server: WireProvider, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ) | {"LOCAL_KEY": value})  # no process could have all of these
+    text, error = await ask(CompatibleServer(base_url=server.openai_url, api_key_env="LOCAL_KEY"))
+    assert text == ""
+    assert (error.failure, error.retryable) == (FailureCode.UPSTREAM_ERROR, False)
+    assert error.message == "local got a request that is not valid HTTP; look at its credentials (LocalProtocolError)"
     assert server.requests == []
 
 

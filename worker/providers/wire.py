@@ -125,6 +125,8 @@ async def relay(
 
 def _classified(exc: Exception, *, provider: str, opened: bool) -> ProviderError:
     odd = isinstance(exc, TypeError | ValueError | AttributeError | LookupError)
+    if isinstance(exc, UnicodeEncodeError) and exc.encoding == "ascii":  # a header; its words would show some of it
+        exc, odd = httpx2.LocalProtocolError("a header"), False
     if odd and not opened:  # whatever the SDK, or we, could not make of the request
         if "authentication method" in str(exc):  # one SDK finds out that it has no key when it builds the request
             return classify.no_credentials(provider)
