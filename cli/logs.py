@@ -27,7 +27,7 @@ def configure(level: str) -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
-    # On the handler too: the SDKs' loggers have levels of their own (`OPENAI_LOG=debug`), and write prompts and addresses.
+    # On the handler too: loggers of the SDKs have levels of their own (`OPENAI_LOG=debug`), and write whole prompts.
     handler.setLevel(max(number, logging.WARNING))
     root = logging.getLogger()
     root.handlers = [handler]
