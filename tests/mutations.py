@@ -261,7 +261,7 @@ MUTATIONS = (
     Mutation(
         rule="window: dropped only if it was passed exactly, not by its seq",
         file="broker/window.py",
-        old="if entries and entries[-1].position in self._index:",
+        old="if entries and (entries[-1].position in self._index or entries[-1].position == self.last):",
         new='if entries and int(entries[-1].position.split("-")[0]) <= int((self.last or "0-0").split("-")[0]):',
         caught_by=[LOG, EVENTS],
     ),
