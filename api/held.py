@@ -56,12 +56,13 @@ class Host(Protocol):
 class Held(asyncio.Protocol):
     """A response's body that has begun, on a connection that its server has let go."""
 
-    __slots__ = ("_ahead", "_holder", "_host", "_parser", "_transport", "_writable", "takes_more")
+    __slots__ = ("_ahead", "_goes_on", "_holder", "_host", "_parser", "_transport", "_writable", "takes_more")
 
-    def __init__(self, transport: asyncio.Transport, host: Host, holder: Holder) -> None:
+    def __init__(self, transport: asyncio.Transport, host: Host, holder: Holder, *, goes_on: bool) -> None:
         self.takes_more = True  # what is written now leaves soon
         self._transport = transport
         self._host = host
+        self._goes_on = goes_on  # to another request, behind this body
         self._holder: Holder | None = holder
         self._ahead: bytes | None = None
         self._parser: httptools.HttpRequestParser  # of what came ahead
@@ -82,11 +83,13 @@ class Held(asyncio.Protocol):
                 await self._writable
 
     def finish(self) -> None:
-        """The body is whole: the connection waits for its next request."""
+        """The body is whole: the connection waits for its next request, unless its reader wanted no other."""
         self._transport.write(_LAST_CHUNK)
         host, transport, ahead = self._host, self._transport, self._ahead
         self._let_go()
-        if not transport.is_closing():
+        if not self._goes_on:
+            transport.close()
+        elif not transport.is_closing():
             host.serve_on(transport, ahead or b"")
 
     def cut(self) -> None:

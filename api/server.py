@@ -78,7 +78,7 @@ class Protocol(HttpToolsProtocol):
         """Have the connection held, and forget all about it: what is not freed now waits for the collector."""
         self.connections.discard(self)
         self.flow.resume_reading()
-        held = Held(self.transport, self._host, holder)
+        held = Held(self.transport, self._host, holder, goes_on=self.cycle.keep_alive)
         self.parser = self.cycle = self.scope = None  # type: ignore[assignment]  # as uvicorn ends a connection
         self._unfinished = ()
         return held

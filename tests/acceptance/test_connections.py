@@ -90,6 +90,20 @@ def test_a_reader_that_left_with_a_request_behind_its_stream_is_gone(stack: Stac
     stack.post(f"/v1/generations/{generation}/cancel")
 
 
+@pytest.mark.parametrize("pace", [0, 40])
+def test_a_reader_that_wants_no_other_request_sees_the_connection_closed(stack: Stack, pace: int) -> None:
+    """`Connection: close`, which the answer repeats: behind a log that had ended, and behind one that was watched."""
+    generation = stack.submit({"tokens": 40, "seed": 5, "tokens_per_second": pace})
+    received = b""
+    with connect(stack) as connection:
+        connection.settimeout(30)
+        connection.sendall(get(events_path(generation), f"Accept: {SSE}", "Connection: close"))
+        while data := connection.recv(65_536):
+            received += data
+    assert b"\r\nconnection: close\r\n" in received
+    assert b"event: completed" in chunks(received.partition(b"\r\n\r\n")[2])[0]
+
+
 @pytest.mark.parametrize(
     "sent",
     [
