@@ -7,7 +7,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from api import generations, health, metrics, openapi, problem, submit, threads, tool_results
-from api.dialects import ai_sdk
+from api.dialects import ai_sdk, chat_routes, openai_errors, openai_models, responses_items, responses_routes
 from api.edge import Edge
 from api.services import Services
 from api.stream import EventsRoute
@@ -23,10 +23,15 @@ def build(services: Services) -> ASGIApp:
         redoc_url=None,
         redirect_slashes=False,  # a redirect would repeat the query, and with it tokens
     )
-    problem.install(app)
+    shapes = {openai_errors.PREFIX: openai_errors.shape}
+    problem.install(app, shapes)
     app.include_router(submit.router(services))
     app.include_router(generations.router(services))
     app.include_router(tool_results.router(services))
+    app.include_router(responses_routes.router(services))
+    app.include_router(responses_items.router(services))
+    app.include_router(chat_routes.router(services))
+    app.include_router(openai_models.router(services))
     app.include_router(health.router(services))
     app.include_router(metrics.router(services))
     events = Route(
@@ -43,4 +48,4 @@ def build(services: Services) -> ASGIApp:
     app.router.routes.extend(ai_sdk.routes(services))
     openapi.install(app)
     settings = services.settings
-    return Edge(app, origins=settings.cors_origins, max_body_bytes=settings.max_body_bytes)
+    return Edge(app, origins=settings.cors_origins, max_body_bytes=settings.max_body_bytes, shapes=shapes)

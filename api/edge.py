@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Final
+from uuid import uuid4
 
 import structlog
 from fastapi import FastAPI
@@ -10,22 +11,24 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from api.problem import Problem, allowed_methods
+from api.problem import Problem, Shapes, allowed_methods, shaped
 from broker.errors import where
 
 _log = structlog.get_logger("legato.api")
 
 _ALLOW_HEADERS: Final = "Authorization, X-API-Key, Content-Type, Accept, Last-Event-ID, Idempotency-Key"
 _EXPOSE_HEADERS: Final = (
-    "Location, Retry-After, Idempotent-Replayed, X-Workflow-Run-Id, X-Workflow-Stream-Tail-Index, X-Legato-Code"
+    "Location, Retry-After, Idempotent-Replayed, X-Request-Id, "
+    "X-Workflow-Run-Id, X-Workflow-Stream-Tail-Index, X-Legato-Code"
 )
 
 
 class Edge:
     """The outermost layer of the application."""
 
-    def __init__(self, app: FastAPI, *, origins: tuple[str, ...], max_body_bytes: int) -> None:
+    def __init__(self, app: FastAPI, *, origins: tuple[str, ...], max_body_bytes: int, shapes: Shapes) -> None:
         self._app = app
+        self._shapes = shapes
         self._origins = origins
         self._max_body_bytes = max_body_bytes
 
@@ -35,6 +38,7 @@ class Edge:
             return
         headers = Headers(scope=scope)
         origin = self._allowed(headers.get("origin"))
+        request_id = f"req_{uuid4().hex}" if scope["path"].startswith(tuple(self._shapes)) else None
 
         async def send_with_cors(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -42,6 +46,8 @@ class Edge:
                 if origin is not None:
                     answer["Access-Control-Allow-Origin"] = origin
                     answer["Access-Control-Expose-Headers"] = _EXPOSE_HEADERS
+                if request_id is not None:
+                    answer["X-Request-Id"] = request_id
                 if "vary" not in answer:
                     answer["Vary"] = "Accept, Origin"
             await send(message)
@@ -50,7 +56,7 @@ class Edge:
             await self._options(scope, send_with_cors)
             return
         if int(headers.get("content-length") or 0) > self._max_body_bytes:
-            await self._too_large()(scope, receive, send_with_cors)
+            await self._shaped(self._too_large(), scope)(scope, receive, send_with_cors)
             return
         received = 0
         started = False
@@ -72,19 +78,22 @@ class Edge:
         try:
             await self._app(scope, receive_bounded, send_noting)
         except Problem as problem:
-            await problem(scope, receive, send_with_cors)
+            await self._shaped(problem, scope)(scope, receive, send_with_cors)
         except ClientDisconnect:
             return  # it left while it was sending: nobody to answer
         except Exception as exc:  # noqa: BLE001 - the last one to see it: one line in the log, never a traceback
-            _log.error("request_failed", path=scope["path"], **where(exc))
+            _log.error("request_failed", path=scope["path"], request=request_id, **where(exc))
             if not started:
                 ours = Problem(500, "internal", "something went wrong here, and has been logged")
-                await ours(scope, receive, send_with_cors)
+                await self._shaped(ours, scope)(scope, receive, send_with_cors)
 
     def _allowed(self, origin: str | None) -> str | None:
         if "*" in self._origins:
             return "*"
         return origin if origin in self._origins else None
+
+    def _shaped(self, problem: Problem, scope: Scope) -> Problem:
+        return shaped(problem, self._shapes, scope["path"])
 
     def _too_large(self) -> Problem:
         return Problem(413, "body_too_large", f"a body has at most {self._max_body_bytes} bytes")

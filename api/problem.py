@@ -5,7 +5,7 @@ An answer says what is wrong and where; it never holds a stack trace, a credenti
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -61,6 +61,8 @@ class FieldError:
 class Problem(Exception):
     """An answer other than the one asked for."""
 
+    media_type: bytes = MEDIA_TYPE
+
     def __init__(
         self,
         status: int,
@@ -94,7 +96,7 @@ class Problem(Exception):
         """Answer, as an ASGI application."""
         body = self.body()
         headers = [
-            (b"content-type", MEDIA_TYPE),
+            (b"content-type", self.media_type),
             (b"content-length", str(len(body)).encode()),
             (b"cache-control", b"no-store"),
             *((name.lower().encode(), value.encode()) for name, value in self.headers.items()),
@@ -113,39 +115,51 @@ def problem_of(error: errors.LegatoError) -> Problem:
     return Problem(status, error.code, str(error), headers=headers)
 
 
-def install(app: FastAPI) -> None:
+#: A dialect's form of a problem, for the paths below a prefix.
+Shapes = Mapping[str, Callable[[Problem], Problem]]
+
+
+def shaped(problem: Problem, shapes: Shapes, path: str) -> Problem:
+    """The problem as the clients of `path` know errors."""
+    shape = next((shape for prefix, shape in shapes.items() if path.startswith(prefix)), None)
+    return problem if shape is None else shape(problem)
+
+
+def install(app: FastAPI, shapes: Shapes) -> None:
     """Make every error of an application a problem."""
 
-    async def legato_error(_: Request, exc: Exception) -> Response:
-        assert isinstance(exc, errors.LegatoError)  # noqa: S101
-        return _response(problem_of(exc))
+    def answer(request: Request, problem: Problem) -> Response:
+        return _response(shaped(problem, shapes, request.url.path))
 
-    async def problem(_: Request, exc: Exception) -> Response:
+    async def legato_error(request: Request, exc: Exception) -> Response:
+        assert isinstance(exc, errors.LegatoError)  # noqa: S101
+        return answer(request, problem_of(exc))
+
+    async def problem(request: Request, exc: Exception) -> Response:
         assert isinstance(exc, Problem)  # noqa: S101
-        return _response(exc)
+        return answer(request, exc)
 
     async def http_error(request: Request, exc: Exception) -> Response:
         assert isinstance(exc, HTTPException)  # noqa: S101
         if exc.status_code == 404:
-            return _response(
-                Problem(404, "not_found", "there is nothing at this path; /openapi.json says what there is")
-            )
+            nothing = "there is nothing at this path; /openapi.json says what there is"
+            return answer(request, Problem(404, "not_found", nothing))
         if exc.status_code == 405:
             allowed = allowed_methods(app.routes, request.scope)
             detail = f"{request.method} is not possible here; {allowed} is"
-            return _response(Problem(405, "method_not_allowed", detail, headers={"Allow": allowed}))
-        return _response(Problem(exc.status_code, "http_error", str(exc.detail)))
+            return answer(request, Problem(405, "method_not_allowed", detail, headers={"Allow": allowed}))
+        return answer(request, Problem(exc.status_code, "http_error", str(exc.detail)))
 
-    async def bad_query(_: Request, exc: Exception) -> Response:
+    async def bad_query(request: Request, exc: Exception) -> Response:
         assert isinstance(exc, RequestValidationError)  # noqa: S101
         fields = tuple(
             FieldError(".".join(str(part) for part in item["loc"][1:]), str(item["msg"])) for item in exc.errors()
         )
         named = ", ".join(item.field for item in fields)
-        return _response(Problem(400, "invalid_query", f"not right in the query: {named}", fields=fields))
+        return answer(request, Problem(400, "invalid_query", f"not right in the query: {named}", fields=fields))
 
-    async def unexpected(_: Request, exc: Exception) -> Response:
-        return _response(Problem(500, "internal", "something went wrong here, and has been logged"))
+    async def unexpected(request: Request, exc: Exception) -> Response:
+        return answer(request, Problem(500, "internal", "something went wrong here, and has been logged"))
 
     app.add_exception_handler(Exception, unexpected)
     app.add_exception_handler(RequestValidationError, bad_query)
@@ -169,5 +183,5 @@ def _response(problem: Problem) -> Response:
         problem.body(),
         status_code=problem.status,
         headers={"cache-control": "no-store"} | problem.headers,
-        media_type=MEDIA_TYPE.decode(),
+        media_type=problem.media_type.decode(),
     )

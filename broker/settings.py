@@ -45,6 +45,17 @@ class Settings(BaseSettings):
         '"NAME_OF_A_VARIABLE"}}`; `null` as `api_key_env` where no key is needed. '
         "[More fields, and entries for well-known servers](how-to/write-a-provider.md#compatible-servers).",
     )
+    openai_dialect_models: Annotated[dict[str, str], NoDecode] = Field(
+        {},
+        description="What the `model` of a request on `/openai/v1` stands for, as JSON; the first pattern that matches "
+        'counts: `{"gpt-*": "openai_responses", "fast": "sim/sim-1"}`, a provider (which gets the name as it is) or a '
+        "provider and its model. Besides, `provider/model` is always understood.",
+    )
+    openai_dialect_provider: str | None = Field(
+        None,
+        description="The provider of every other `model` on `/openai/v1`; the first of `LEGATO_PROVIDERS` where it is "
+        "not set.",
+    )
     continue_models: Annotated[dict[str, tuple[str, ...]], NoDecode] = Field(
         {},
         description="Models that go on from a text which is given to them as their own, for requests with "
@@ -221,6 +232,15 @@ class Settings(BaseSettings):
         tools = json_object(value, '{"name": {"url": …}}')
         return {name: http_tool(name, target) for name, target in tools.items()}
 
+    @field_validator("openai_dialect_models", mode="before")
+    @classmethod
+    def _dialect_models(cls, value: object) -> object:
+        form = '{"pattern": "provider" or "provider/model", …}'
+        models = json_object(value, form)
+        if not all(isinstance(target, str) and all(target.split("/", 1)) for target in models.values()):
+            raise ValueError(f"not an object {form}")
+        return models
+
     @field_validator("continue_models", mode="before")
     @classmethod
     def _patterns(cls, value: object) -> object:
@@ -235,6 +255,12 @@ class Settings(BaseSettings):
     def _consistent(self) -> Self:
         if self.retry_base_seconds > self.retry_cap_seconds:
             raise ValueError("LEGATO_RETRY_BASE_SECONDS must not exceed LEGATO_RETRY_CAP_SECONDS")
+        for variable, provider in [
+            ("LEGATO_OPENAI_DIALECT_PROVIDER", self.openai_dialect_provider),
+            *(("LEGATO_OPENAI_DIALECT_MODELS", target.split("/")[0]) for target in self.openai_dialect_models.values()),
+        ]:
+            if provider is not None and provider not in self.providers:
+                raise ValueError(f"{variable} names {provider!r}, which LEGATO_PROVIDERS does not list")
         return self
 
     @property
