@@ -7,7 +7,7 @@ import { retryAfter, Stream, type StreamOptions } from "./stream.js";
 
 type Headers_ = Record<string, string>;
 
-export interface LegatoOptions extends Omit<StreamOptions, "from" | "snapshot" | "signal" | "storage" | "storageKey"> {
+export interface LegatoOptions extends Omit<StreamOptions, "from" | "state" | "snapshot" | "signal" | "storage" | "storageKey"> {
   /** Where the API is, without a slash at its end. In a page it may be relative: `""`, `/api/legato`. */
   readonly url: string;
   /** Sent as `Authorization: Bearer`. A function is asked anew for each connection. */
@@ -55,6 +55,18 @@ export class Legato {
    */
   stream(generation: string | { id: string }, options: StreamOptions = {}): Stream {
     const id = idOf(generation);
+    return this.#read(id, `/v1/generations/${id}/events`, options);
+  }
+
+  /**
+   * Read the generation that runs in a thread, or its last one, to its end. With the position that this ends at as `from`:
+   * the next one of the thread; no event where there is none yet. Positions of threads and of generations are not the same.
+   */
+  thread(name: string, options: Omit<StreamOptions, "storage" | "storageKey"> = {}): Stream {
+    return this.#read("", `/v1/threads/${encodeURIComponent(name)}/events`, options);
+  }
+
+  #read(id: string, path: string, options: StreamOptions): Stream {
     const merged: StreamOptions = { ...this.options, ...options };
     // A `fetch` of its own may stream where the global one cannot: the body tells.
     const blind = !this.options.fetch && typeof Response === "function" && !("body" in Response.prototype);
@@ -62,14 +74,13 @@ export class Legato {
     const wait = Math.min(25, Math.max(1, ((merged.silenceMs ?? 45_000) - 5_000) / 1000));
     return new Stream(
       id,
-      async (link, poll, signal) => {
-        const query = poll ? [`wait=${wait}`] : [];
-        if (link.snapshot && !link.cursor) query.push("from=snapshot");
+      async ({ cursor, snapshot }, poll, signal) => {
+        const query = [...(poll ? [`wait=${wait}`] : []), ...(snapshot && !cursor ? ["from=snapshot"] : [])].join("&");
         const headers = { Accept: poll ? "application/json" : "text/event-stream" };
-        const path = `/${id}/events${query.length ? `?${query.join("&")}` : ""}`;
-        return this.#fetch("GET", path, undefined, link.cursor ? { ...headers, "Last-Event-ID": link.cursor } : headers, signal);
+        const more = cursor ? { ...headers, "Last-Event-ID": cursor } : headers;
+        return this.#fetch("GET", query ? `${path}?${query}` : path, undefined, more, signal);
       },
-      () => this.cancel(id),
+      (generation) => this.cancel(generation),
       { ...merged, transport },
     );
   }
@@ -131,7 +142,7 @@ export class Legato {
       const timer = setTimeout(abort, silenceMs);
       const chance = () => ({ now: Date.now(), random: Math.random() });
       try {
-        const response = await this.#fetch(method, path, body, extra, trying.signal);
+        const response = await this.#fetch(method, `/v1/generations${path}`, body, extra, trying.signal);
         const text = await response.text();
         if (response.ok) return [response, text ? parsed(text) : undefined];
         const retryAfterMs = retryAfter(response.headers.get("retry-after"));
@@ -153,7 +164,7 @@ export class Legato {
     const { url, token, headers, credentials, fetch: own = fetch } = this.options;
     const bearer = typeof token === "function" ? await token() : token;
     const more = typeof headers === "function" ? await headers() : headers;
-    return own(`${url.replace(/\/$/, "")}/v1/generations${path}`, {
+    return own(url.replace(/\/$/, "") + path, {
       method,
       signal,
       // A redirected POST would become a GET, and submit nothing.

@@ -13,6 +13,8 @@ import { pageWakes, type Wake, type WakeSource } from "./wake.js";
 export interface StreamOptions extends Partial<Limits> {
   /** Read what is behind this position, which an earlier stream gave. */
   readonly from?: string | undefined;
+  /** The state that goes with `from`: what follows is folded on to it. */
+  readonly state?: State | undefined;
   /** Begin with the folded state instead of all events so far, where there is no position. */
   readonly snapshot?: boolean | undefined;
   /** Ends the reading, not the generation; the iteration throws the signal's reason. */
@@ -47,7 +49,7 @@ const REMEMBERED = 4096;
 
 export class Stream implements AsyncIterable<StreamEvent> {
   #link: Link = START;
-  #state: State = NOTHING;
+  #state: State;
   #end: Terminal | undefined;
   #closed = false;
   readonly #limits: typeof DEFAULTS;
@@ -62,14 +64,16 @@ export class Stream implements AsyncIterable<StreamEvent> {
   #saving: ReturnType<typeof setTimeout> | undefined;
 
   constructor(
-    readonly generation: string,
+    /** Its id; of a thread's stream it is known from the first event on. */
+    public generation: string,
     private readonly ask: Ask,
-    private readonly stop: () => Promise<unknown>,
+    private readonly stop: (generation: string) => Promise<unknown>,
     private readonly options: StreamOptions,
   ) {
     const given = Object.entries(options).filter(([, value]) => value !== undefined);
     this.#limits = { ...DEFAULTS, ...Object.fromEntries(given) };
     this.#poll = options.transport === "poll";
+    this.#state = options.state ?? NOTHING;
     if (options.from) this.#link = { ...START, cursor: options.from };
     else if (options.snapshot) this.#link = { ...START, snapshot: true };
     this.#events = this.#run();
@@ -108,7 +112,7 @@ export class Stream implements AsyncIterable<StreamEvent> {
 
   /** End the generation, for everybody. Its `cancelled` comes as the last event of this stream. */
   cancel(): Promise<unknown> {
-    return this.stop();
+    return this.stop(this.generation);
   }
 
   async *#run(): AsyncGenerator<StreamEvent, void, undefined> {
@@ -235,6 +239,7 @@ export class Stream implements AsyncIterable<StreamEvent> {
     const [link, events] = step(this.#link, signal, this.#limits);
     this.#link = link;
     for (const event of events) {
+      if (event.type === "open") this.generation ||= event.data.generation;
       if (event.type === "snapshot") {
         this.#seen.clear();
         this.#seenBefore.clear();
@@ -272,6 +277,7 @@ export class Stream implements AsyncIterable<StreamEvent> {
     const entry = storage && !from ? await stored(storage, this.#key) : undefined;
     if (entry?.generation !== this.generation) {
       if (storage && !from) this.#link = { ...this.#link, snapshot: true };
+      this.#save(); // a reload before the first event finds the generation at least
       return;
     }
     const { position, state, end } = entry;
@@ -289,14 +295,14 @@ export class Stream implements AsyncIterable<StreamEvent> {
   }
 
   #save(): void {
-    const { storage } = this.options;
+    const { storage, from, state } = this.options;
     clearTimeout(this.#saving);
     this.#saving = undefined;
-    const { cursor: position, error } = this.#link;
-    if (!storage || (!position && !error)) return;
+    if (!storage || (from && !state)) return; // without what came before, the text is none to begin with
     this.#savedAt = Date.now();
+    const { cursor: position = "0-0", error } = this.#link;
     const hopeless = error && error.code !== "unavailable";
-    const entry = { generation: this.generation, position: position ?? "0-0", state: this.#state, end: this.#end };
+    const entry = { generation: this.generation, position, state: this.#state, end: this.#end };
     void put(storage, this.#key, hopeless ? undefined : entry);
   }
 }

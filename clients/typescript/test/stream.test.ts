@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { LegatoError, type Wake, type WakeSource } from "../src/index.js";
+import { LegatoError, NOTHING, stored, type Wake, type WakeSource } from "../src/index.js";
 import { all, block, completed, delta, GENERATION, Memory, open, Scripted, started, textOf } from "./support.js";
 
 const FIRST = [open("start"), started, delta("2-1", "Noth"), delta("3-1", "ing ")];
@@ -287,6 +287,28 @@ test("what was put away is where the next stream begins, text and cursor togethe
   assert.deepEqual([third.state.status, server.exchanges.length], ["completed", 2], "an ended one asks nothing");
 });
 
+test("a page that is gone before the first event finds its generation again", async (t) => {
+  const server = await Scripted.start(t, () => {});
+  const storage = new Memory();
+  const stream = server.client().stream(GENERATION, { storage, storageKey: "chat" });
+  const reading = all(stream);
+  await server.request(1);
+  assert.equal((await stored(storage, "chat"))?.generation, GENERATION);
+  stream.close();
+  await reading;
+});
+
+test("from a position with the state that belongs to it, what follows is folded on to it and put away with it", async (t) => {
+  const server = await Scripted.start(t, (x) => x.sse(open("resumed", "3-1"), delta("4-1", "twice"), completed("5-1")).end());
+  const storage = new Memory();
+  const stream = server.client().stream(GENERATION, { from: "3-1", state: { ...NOTHING, text: "Nothing " }, storage, storageKey: "k" });
+  await all(stream);
+  assert.deepEqual([stream.state.text, (await stored(storage, "k"))?.state.text], ["Nothing twice", "Nothing twice"]);
+
+  await all(server.client().stream(GENERATION, { from: "3-1", storage, storageKey: "tail" }));
+  assert.equal(await stored(storage, "tail"), undefined, "a tail alone is never put away as the text");
+});
+
 test("a page that goes away puts away what it has at that moment", async (t) => {
   const server = await Scripted.start(t, (x) => void x.sse(...FIRST));
   const storage = new Memory();
@@ -326,6 +348,26 @@ test("a token that is a function is asked anew for each connection", async (t) =
   let asked = 0;
   await all(server.client({ token: async () => `t${++asked}`, headers: { "X-App": "1" } }).stream(GENERATION));
   assert.deepEqual(server.exchanges.map((x) => [x.request.headers.authorization, x.request.headers["x-app"]]), [["Bearer t1", "1"], ["Bearer t2", "1"]]);
+});
+
+test("a thread's stream has qualified positions, learns its generation, cancels that, and goes on with the next one", async (t) => {
+  const at = (seq: string) => `${GENERATION}/${seq}`;
+  const server = await Scripted.start(
+    t,
+    (x) => x.sse(open("start"), block("started", at("1-1"), { attempt: 1 }), delta(at("2-1"), "a")).cut(),
+    (x) => x.sse(open("resumed", "2-1"), delta(at("3-1"), "b"), completed(at("4-1"))).end(),
+    (x) => x.answer(200, { id: GENERATION, status: "completed" }),
+    (x) => x.answer(204),
+  );
+  const client = server.client();
+  const stream = client.thread("a/b c");
+  assert.equal(textOf(await all(stream)), "ab");
+  await stream.cancel();
+  assert.deepEqual(await all(client.thread("a/b c", { from: stream.position })), []);
+  assert.deepEqual(server.cursors, [undefined, at("2-1"), undefined, at("4-1")]);
+  assert.deepEqual(server.exchanges.map((x) => x.request.url), [
+    "/v1/threads/a%2Fb%20c/events", "/v1/threads/a%2Fb%20c/events", `/v1/generations/${GENERATION}/cancel`, "/v1/threads/a%2Fb%20c/events",
+  ]);
 });
 
 const events = (...list: [string, string, unknown][]) => list.map(([event, id, data]) => ({ event, id, data }));

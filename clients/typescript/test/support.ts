@@ -148,10 +148,16 @@ export async function legatoDev(t: TestContext, environment: Record<string, stri
   const data = await mkdtemp(join(tmpdir(), "legato-node-"));
   const child = spawn(command, ["dev", "--port", "0", "--data", data], {
     env: { ...process.env, LEGATO_LOG_LEVEL: "warning", ...environment },
-    stdio: ["ignore", "pipe", "inherit"],
+    stdio: ["ignore", "pipe", "pipe"],
   });
+  child.stderr.pipe(process.stderr, { end: false });
   const exited = once(child, "exit");
+  // A test that is ended for its time must not leave a server behind.
+  const bury = (): void => void child.kill("SIGKILL");
+  const leave = (): void => process.exit(1);
+  process.once("exit", bury).once("SIGTERM", leave);
   t.after(async () => {
+    process.off("exit", bury).off("SIGTERM", leave);
     child.kill("SIGTERM");
     await exited;
     await rm(data, { recursive: true, force: true });
