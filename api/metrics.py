@@ -1,4 +1,4 @@
-"""`GET /metrics`, in Prometheus' text format: this process's gauges, and the totals of the deployment."""
+"""`GET /metrics`, in Prometheus' text format: gauges of the processes behind this port, totals of the deployment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def router(services: Services) -> APIRouter:
     routes = APIRouter()
 
     async def metrics() -> Response:
-        """Gauges of this process always; totals and queue only while the store answers."""
+        """Gauges always; totals and queue only while the store answers."""
         lines: list[str] = []
 
         def put(name: str, kind: str, help_: str, *samples: tuple[str, float]) -> None:
@@ -29,11 +29,12 @@ def router(services: Services) -> APIRouter:
             lines.append(f"# TYPE {name} {kind}")
             lines.extend(f"{name}{labels} {value:g}" for labels, value in samples)
 
-        tail = services.tail
-        put("legato_viewers", "gauge", "Attached viewers.", ("", services.viewers))
-        put("legato_topics", "gauge", "Generations followed.", ("", tail.topics))
-        put("legato_subscription_connections", "gauge", "Connections that carry notifications.", ("", tail.connections))
-        put("legato_draining", "gauge", "1 while this process is stopping.", ("", services.draining))
+        now = services.counted()
+        put("legato_viewers", "gauge", "Attached viewers.", ("", now.viewers))
+        put("legato_topics", "gauge", "Generations followed, by each process.", ("", now.topics))
+        connections = now.subscriptions
+        put("legato_subscription_connections", "gauge", "Connections that carry notifications.", ("", connections))
+        put("legato_draining", "gauge", "How many processes are stopping.", ("", now.draining))
         try:
             waiting, totals = await services.queue.waiting(), await services.totals.read()
             states = {name: await services.throttle.state(name) for name in services.settings.providers}

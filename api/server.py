@@ -25,6 +25,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from api.app import build
+from api.gauges import Gauges
 from api.held import Held, Holder
 from api.problem import MEDIA_TYPE, Problem
 from api.services import Services
@@ -208,10 +209,13 @@ class Server(uvicorn.Server):
         reset(transport)
 
 
-async def serve(url: str, settings: Settings, *, listener: socket.socket, stop: asyncio.Event) -> None:
-    """Serve on a socket that is bound already, until `stop` is set. Raises `StoreUnusable` for a store that can never
+async def serve(
+    url: str, settings: Settings, *, listener: socket.socket, stop: asyncio.Event, gauges: Gauges | None = None
+) -> None:
+    """Serve on a socket that is bound already, until `stop` is set. `gauges` are those of all processes on that socket,
+    where there are several. Raises `StoreUnusable` for a store that can never
     do; one that is merely away is waited for, request by request."""
-    async with Services.open(url, settings) as services:
+    async with Services.open(url, settings, gauges=gauges) as services:
         try:
             await services.store.facts()
         except StoreUnavailable as exc:

@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol, Self
 
 import structlog
 
+from api.gauges import Gauges, Row
 from broker.calls import Calls
 from broker.errors import GenerationExpired, LegatoError, StoreError
 from broker.events import CancelReason
@@ -59,7 +60,7 @@ PASSING: Final = (StoreError, Draining)
 class Services:
     """One process's parts. `open()` makes them inside the running loop and closes them at the end."""
 
-    def __init__(self, store: Store, settings: Settings) -> None:
+    def __init__(self, store: Store, settings: Settings, gauges: Gauges) -> None:
         self.settings = settings
         self.store = store
         self.log = Log(store)
@@ -74,15 +75,16 @@ class Services:
         self.heartbeat: set[Beating] = set()  # viewers that are written to without a task of theirs waking
         self.viewers = 0
         self.draining = False
+        self._gauges = gauges
         self._fault_since: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, settings: Settings) -> AsyncIterator[Self]:
+    async def open(cls, url: str, settings: Settings, *, gauges: Gauges | None = None) -> AsyncIterator[Self]:
         """Build everything, keep the tail running while the block lasts, close everything."""
         store = Store(url, settings)
-        services = cls(store, settings)
+        services = cls(store, settings, gauges or Gauges())
         services.background(services.tail.run(), name="tail")
         services.background(services.presence.run(), name="presence")
         services.background(services.beat(), name="heartbeat")
@@ -102,6 +104,13 @@ class Services:
             now = clock()
             for viewer in list(self.heartbeat):
                 viewer.beat(now)
+            self.counted()
+
+    def counted(self) -> Row:
+        """The gauges of all processes behind this port; this one's are put down."""
+        tail = self.tail
+        self._gauges.put(Row(self.viewers, tail.topics, tail.connections, self.draining))
+        return self._gauges.total()
 
     def drain(self) -> None:
         """Not ready any more; every stream ends at a frame boundary, spread over a few seconds (`drain_seconds` if

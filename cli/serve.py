@@ -7,9 +7,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 import click
@@ -19,12 +20,14 @@ import uvloop
 from pydantic import ValidationError
 
 from api.auth import check_bind
+from api.gauges import Gauges
 from api.server import bind, serve
 from broker.connect import checked
 from broker.embedded import EmbeddedServer
 from broker.errors import LegatoError
 from broker.settings import Settings
 from cli.logs import configure
+from cli.supervisor import Supervisor
 from worker.__main__ import work
 
 _log = structlog.get_logger("legato")
@@ -80,12 +83,22 @@ def dev(port: int, data: Path, as_json: bool) -> None:
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=PORT, default=8700, show_default=True, help="Port; 0 picks a free one.")
+@click.option(
+    "--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that share the port."
+)
 @click.option("--json", "as_json", is_flag=True, help='Say on stdout where it is, as {"url"}.')
-def api(host: str, port: int, as_json: bool) -> None:
-    """One API process. Needs LEGATO_REDIS_URL."""
+@click.option("--fd", type=int, hidden=True, help="Listen on this descriptor.")
+@click.option("--gauges", type=(click.Path(path_type=Path), int, int), hidden=True, help="File, number, how many.")
+def api(
+    host: str, port: int, workers: int, as_json: bool, fd: int | None, gauges: tuple[Path, int, int] | None
+) -> None:
+    """API processes on one port. Needs LEGATO_REDIS_URL. SIGHUP replaces several of them one by one."""
     settings = load_settings()
     configure(settings.log_level)
     url = require_url(settings)
+    if fd is not None and gauges is not None:
+        _serve_shared(url, settings, fd, gauges)
+        return
     try:
         check_bind(host)
     except LegatoError as error:
@@ -97,14 +110,56 @@ def api(host: str, port: int, as_json: bool) -> None:
         click.echo(orjson.dumps({"url": address}))
     else:
         click.echo(f"Legato API at {address}, open to this machine only", err=True)
-    run_until_told(lambda stop: serve(url, settings, listener=listener, stop=stop))
+    if workers > 1:
+        _share(listener, workers)
+    else:
+        run_until_told(lambda stop: serve(url, settings, listener=listener, stop=stop))
+
+
+def _share(listener: socket.socket, workers: int) -> NoReturn:
+    """Have so many processes serve on a socket, until told to stop."""
+    listening = listener.fileno()
+    with TemporaryDirectory(prefix="legato-gauges-") as folder:
+        path, places = Path(folder) / "gauges", 2 * workers
+        Gauges.create(path, places)
+
+        def command(number: int) -> list[str]:
+            return ["api", "--fd", str(listening), "--gauges", str(path), str(number), str(places)]
+
+        gauges = Gauges(path, places=places)
+        supervise(workers, command, descriptors=[listening], ended=gauges.clear)
+
+
+def _serve_shared(url: str, settings: Settings, fd: int, shared: tuple[Path, int, int]) -> None:
+    """What a child of `_share` does."""
+    path, place, places = shared
+    gauges = Gauges(path, place=place, places=places)
+    listener = socket.socket(fileno=fd)
+    run_until_told(lambda stop: serve(url, settings, listener=listener, stop=stop, gauges=gauges))
+
+
+def supervise(
+    count: int,
+    command: Callable[[int], Sequence[str]],
+    *,
+    descriptors: Sequence[int] = (),
+    ended: Callable[[int], None] = lambda number: None,
+) -> NoReturn:
+    """Keep children running until told to stop, then end as they did."""
+    sys.exit(asyncio.run(Supervisor(count, command, descriptors=descriptors, ended=ended).run()))
 
 
 @click.command()
 @click.option("--concurrency", type=click.IntRange(1), help="Generations at once; default LEGATO_WORKER_CONCURRENCY.")
-def worker(concurrency: int | None) -> None:
-    """One worker process. Needs LEGATO_REDIS_URL."""
+@click.option("--processes", type=click.IntRange(1, 256), default=1, show_default=True, help="So many, each with that.")
+def worker(concurrency: int | None, processes: int) -> None:
+    """Worker processes. Need LEGATO_REDIS_URL. SIGHUP replaces several of them one by one."""
     settings = load_settings()
+    if processes > 1:
+        configure(settings.log_level)
+        check_url(require_url(settings))
+        more = [] if concurrency is None else ["--concurrency", str(concurrency)]
+        supervise(processes, lambda number: ["worker", *more])
     if concurrency is not None:
         settings = settings.model_copy(update={"worker_concurrency": concurrency})
     configure(settings.log_level)
