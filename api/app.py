@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from api import generations, health, metrics, openapi, problem, submit, threads, tool_results
+from api import generations, health, metrics, multiplex, openapi, problem, submit, threads, tool_results
 from api.dialects import ai_sdk, chat_routes, openai_errors, openai_models, responses_items, responses_routes
 from api.edge import Edge
 from api.services import Services
@@ -43,7 +43,8 @@ def build(services: Services) -> ASGIApp:
         methods=["GET", "HEAD"],
         include_in_schema=False,
     )
-    app.router.routes += [events, thread_events]
+    many = Route("/v1/events", multiplex.MultiplexRoute(services), methods=["GET", "HEAD"], include_in_schema=False)
+    app.router.routes += [events, thread_events, many]
     app.include_router(threads.router(services))  # behind them: a name may hold slashes
     app.router.routes.extend(ai_sdk.routes(services))
     openapi.install(app)

@@ -184,6 +184,10 @@ _ANSWERS: Final[dict[tuple[str, str], Json]] = {
         "200": _answer("Events of one of its generations", **_STREAM, **{"application/x-ndjson": _EVENTS}),
         "204": _answer("There is nothing more"),
     },
+    ("get", "/v1/events"): {
+        "200": _answer("Events of all of them, mixed", **_STREAM, **{"application/x-ndjson": _EVENTS}),
+        "204": _answer("There is nothing more"),
+    },
     ("get", "/livez"): {"200": _answer("Alive", "Health")},
     ("get", "/readyz"): {"200": _answer("Ready", "Health"), "503": _answer("Not ready", "Health")},
     ("get", "/metrics"): {"200": _answer("Metrics", **{"text/plain": _EVENTS})},
@@ -220,6 +224,13 @@ _PARAMETERS: Final[dict[tuple[str, str], list[Json]]] = {
         _parameter("query", "last_event_id", "the same, where no header can be set", _STRING),
         _FROM,
     ],
+    ("get", "/v1/events"): [
+        _parameter("query", "generation", "ids", _list(_STRING)),
+        _parameter("query", "thread", "names of threads", _list(_STRING)),
+        _parameter("header", "Last-Event-ID", "the last id that was taken in: a place in each", _STRING),
+        _parameter("query", "last_event_id", "the same, where no header can be set", _STRING),
+        _FROM,
+    ],
 }
 
 
@@ -232,6 +243,7 @@ def install(app: FastAPI) -> None:
             paths = document["paths"]
             paths[_ONE + "/events"] = {"get": {"summary": "Follow a generation", "operationId": "events"}}
             paths[_THREAD + "/events"] = {"get": {"summary": "Follow a thread", "operationId": "thread_events"}}
+            paths["/v1/events"] = {"get": {"summary": "Follow many generations", "operationId": "many_events"}}
             for (method, path), answers in _ANSWERS.items():
                 operation = paths[path][method]
                 operation["responses"] = answers | {"default": _PROBLEM}

@@ -109,6 +109,17 @@ class EventsRoute:
         await serve(services, begin, framing, scope, receive, send)
 
 
+class Source(Protocol):
+    """Where the chunks of a body come from: a viewer, or something that puts viewers together. See `Viewer`."""
+
+    finished: bool
+    parks: bool
+
+    def stay(self) -> AsyncIterator[bytes]:
+        """More chunks, where it was to be parked and cannot be."""
+        ...
+
+
 class StreamResponse(Response):
     """A stream as the answer of an ordinary route: `POST` with `Accept: text/event-stream`."""
 
@@ -244,7 +255,7 @@ async def send_body(
     *,
     framing: Framing,
     send_seconds: float,
-    viewer: Viewer | None = None,
+    viewer: Source | None = None,
     headers: list[tuple[bytes, bytes]] | None = None,
 ) -> None:
     """Send chunks until they end or the reader has gone, or until `viewer` is to be parked, with the body unfinished.

@@ -148,6 +148,9 @@ class Settings(BaseSettings):
     stream_max_age_seconds: float = Field(
         3600.0, gt=0, description="A stream is closed at about this age (jittered); its reader comes back by itself."
     )
+    max_multiplexed: int = Field(
+        50, ge=1, le=100, description="Generations and threads that one connection to `/v1/events` may carry."
+    )
     send_timeout_seconds: float = Field(
         60.0, gt=0, description="A viewer that takes nothing for this long is cut; it may come back."
     )

@@ -152,5 +152,9 @@ def test_answers_are_as_it_says(stack: Stack, document: Any) -> None:
     for accept in (SSE, NDJSON):
         assert ask("GET", "/v1/threads/{thread}/events", Accept=accept).status == 200
         assert ask("GET", "/v1/threads/{thread}/events", Accept=accept, Last_Event_ID="1-1").status == 400
+    for accept in (SSE, NDJSON):
+        assert ask("GET", "/v1/events", query=f"?generation={in_thread}", Accept=accept).status == 200
+        assert ask("GET", "/v1/events", Accept=accept).status == 400
+    assert ask("GET", "/v1/events", query=f"?generation={in_thread}", Accept="application/json").status == 406
     for path in ("/livez", "/readyz", "/metrics"):
         assert ask("GET", path).status == 200
