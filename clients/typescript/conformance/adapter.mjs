@@ -53,6 +53,11 @@ const ops = {
     return { outcome: "ok", state: await new Legato({ url }).get(generation, limits(options)) };
   },
 
+  async list({ url, query, options }) {
+    const { data, next_cursor } = await new Legato({ url }).list(query, limits(options));
+    return { outcome: "ok", generations: data.map(({ id }) => id), next_cursor };
+  },
+
   async cancel({ url, generation, options }) {
     const { status } = await new Legato({ url }).cancel(generation, limits(options));
     return { outcome: "ok", status };

@@ -1,5 +1,5 @@
 /** Submits, reads, cancels. Everything that asks the server comes back by itself from what may pass. */
-import type { Generation, Request, Submission } from "./events.js";
+import type { Generation, ListQuery, Page, Request, Submission } from "./events.js";
 import { LegatoError } from "./errors.js";
 import type { State } from "./fold.js";
 import { START, step, type Limits } from "./machine.js";
@@ -46,7 +46,8 @@ export class Legato {
   async submit(request: Request, options: SubmitOptions = {}): Promise<Submission & { replayed: boolean }> {
     const { idempotencyKey = randomKey() } = options;
     const [response, body] = await this.#call("POST", "", request, options, { "Idempotency-Key": idempotencyKey });
-    return { ...(body as Submission), replayed: response.headers.get("idempotent-replayed") === "true" };
+    if (typeof body?.id !== "string") throw new LegatoError("unexpected_answer", "the answer names no generation");
+    return { ...body, replayed: response.headers.get("idempotent-replayed") === "true" };
   }
 
   /**
@@ -99,17 +100,27 @@ export class Legato {
 
   /** End the generation. Once this returns, `cancelled` is the only end it can have, or it has ended before. */
   async cancel(generation: string | { id: string }, options: CallOptions = {}): Promise<Pick<Generation, "id" | "status">> {
-    return (await this.#call("POST", `/${idOf(generation)}/cancel`, undefined, options))[1] as Generation;
+    return (await this.#call("POST", `/${idOf(generation)}/cancel`, undefined, options))[1];
   }
 
   /** Record and folded state. */
   async get(generation: string | { id: string }, options: CallOptions = {}): Promise<Generation> {
-    return (await this.#call("GET", `/${idOf(generation)}`, undefined, options))[1] as Generation;
+    return (await this.#call("GET", `/${idOf(generation)}`, undefined, options))[1];
   }
 
-  /** Erase prompt and log. */
+  /** One page of generations, the newest first; `next_cursor` gives the next. */
+  async list(query: ListQuery = {}, options: CallOptions = {}): Promise<Page> {
+    const asked = Object.entries(query).flatMap(([name, value]) => (value === undefined ? [] : [[name, String(value)]]));
+    return (await this.#call("GET", asked.length ? `?${new URLSearchParams(asked)}` : "", undefined, options))[1];
+  }
+
+  /** Erase prompt and log. One that is deleted already stays so. */
   async delete(generation: string | { id: string }, options: CallOptions = {}): Promise<void> {
-    await this.#call("DELETE", `/${idOf(generation)}`, undefined, options);
+    try {
+      await this.#call("DELETE", `/${idOf(generation)}`, undefined, options);
+    } catch (error) {
+      if ((error as LegatoError).code !== "gone") throw error;
+    }
   }
 
   /** Answer the calls that a generation with `tool_mode: "interactive"` waits for. */
@@ -118,8 +129,7 @@ export class Legato {
     tool_results: ToolOutput[],
     options: CallOptions = {},
   ): Promise<{ id: string; accepted: number; owed: number }> {
-    const [, body] = await this.#call("POST", `/${idOf(generation)}/tool_results`, { tool_results }, options);
-    return body as { id: string; accepted: number; owed: number };
+    return (await this.#call("POST", `/${idOf(generation)}/tool_results`, { tool_results }, options))[1];
   }
 
   /** Any call of the API below `/v1/generations`, tried again while it may pass. */
@@ -129,7 +139,7 @@ export class Legato {
     body: unknown,
     options: CallOptions,
     extra: Headers_ = {},
-  ): Promise<[Response, unknown]> {
+  ): Promise<[Response, any]> {
     const { signal } = options;
     const { firstDelayMs = 500, maxDelayMs = 30_000, silenceMs = 45_000 } = { ...this.options, ...options };
     const limits = { firstDelayMs, maxDelayMs, giveUpMs: options.giveUpMs ?? CALL_GIVE_UP_MS };

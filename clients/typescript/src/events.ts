@@ -208,3 +208,20 @@ export interface Generation extends Snapshot {
   error: { code: string; message: string } | null;
   timings?: Record<string, number | null> | null;
 }
+
+export interface ListQuery {
+  status?: Status | undefined;
+  thread?: string | undefined;
+  code?: FailureCode | undefined;
+  /** 1 to 100. */
+  limit?: number | undefined;
+  cursor?: string | undefined;
+}
+
+/** The answer to `list`. Records only: text and state come with `get`. */
+export interface Page {
+  object: "list";
+  data: Pick<Generation, "id" | "status" | "provider" | "model" | "created_at">[];
+  next_cursor: string | null;
+  has_more: boolean;
+}

@@ -2,7 +2,7 @@
  * One generation, read to its end over as many connections as it takes. The machine decides; here are the clock, the
  * connection, and what the page says.
  */
-import { isTerminal, type StreamEvent, type Terminal } from "./events.js";
+import { isKnown, isTerminal, type StreamEvent, type Terminal } from "./events.js";
 import { LegatoError } from "./errors.js";
 import { fold, NOTHING, type State } from "./fold.js";
 import { START, step, type Limits, type Link, type Signal } from "./machine.js";
@@ -189,8 +189,11 @@ export class Stream implements AsyncIterable<StreamEvent> {
       for (;;) {
         const { done, value } = await within(body.read());
         if (done) break;
-        for (const frame of reader.push(value)) yield* this.#take(frame);
-        if (this.#link.phase === "ended") return;
+        for (const frame of reader.push(value)) {
+          yield* this.#take(frame);
+          if (this.#link.phase === "ended") return;
+          if (frame.event === "error") throw new Error(`the server gave up the connection: ${frame.data}`);
+        }
       }
       cause = "the connection ended before the generation did";
     } catch (error) {
@@ -208,7 +211,13 @@ export class Stream implements AsyncIterable<StreamEvent> {
   /** A frame, if it comes for the first time. */
   *#take(frame: Frame): Generator<StreamEvent, void, undefined> {
     const { id } = frame;
-    const data = frame.data === undefined ? undefined : JSON.parse(frame.data);
+    let data: any;
+    if (frame.data !== undefined && isKnown(frame.event)) {
+      data = JSON.parse(frame.data);
+      if (Object(data) !== data || (frame.event === "delta" && typeof data.text !== "string")) {
+        throw new Error(`the data of ${frame.event} cannot be read`);
+      }
+    }
     if (id !== undefined && frame.event !== "snapshot") {
       if (id === this.#link.cursor || this.#seen.has(id) || this.#seenBefore.has(id)) return;
       if (this.#seen.size >= REMEMBERED) [this.#seenBefore, this.#seen] = [this.#seen, new Set()];

@@ -102,6 +102,23 @@ test("cancel, delete, get and tool results go to their routes", async (t) => {
   assert.deepEqual(JSON.parse(server.exchanges[3]!.body), { tool_results: [{ tool_call_id: "a", content: 1 }] });
 });
 
+test("a delete whose answer was lost is done when the server says so", async (t) => {
+  const server = await Scripted.start(t, (x) => void x.response.socket!.destroy(), (x) => x.answer(410, {}), (x) => x.answer(404, {}));
+  await server.client().delete(GENERATION);
+  await assert.rejects(server.client().delete(GENERATION), { code: "not_found" });
+});
+
+test("a list is asked for by what is given", async (t) => {
+  const server = await Scripted.start(t, (x) => x.answer(200, { object: "list", data: [{ id: GENERATION }], next_cursor: null, has_more: false }));
+  const page = await server.client().list({ thread: "a b&c", limit: 2, status: undefined });
+  assert.deepEqual([page.data[0]?.id, server.exchanges[0]!.request.url], [GENERATION, "/v1/generations?thread=a+b%26c&limit=2"]);
+});
+
+test("an accepted submit that names no generation is not Legato's", async (t) => {
+  const server = await Scripted.start(t, (x) => x.answer(202, {}));
+  await assert.rejects(server.client().submit(sim({})), { code: "unexpected_answer" });
+});
+
 test("an id is data and never a path", async (t) => {
   const server = await Scripted.start(t, (x) => x.answer(404, {}));
   await assert.rejects(server.client().get("../../admin?x=1"), { code: "not_found" });

@@ -133,10 +133,23 @@ test("a block that cannot be read is not taken for received", async (t) => {
   assert.deepEqual(server.cursors, [undefined, "3-1"]);
 });
 
+test("an error event ends the connection, also where its body goes on", async (t) => {
+  const away = block("error", undefined, { code: "store_unavailable", message: "away", retryable: true });
+  const server = await Scripted.start(t, (x) => void x.sse(...FIRST, away), (x) => x.sse(open("resumed", "3-1"), completed("4-1")).end());
+  assert.equal((await all(server.client().stream(GENERATION))).at(-1)?.type, "completed");
+  await server.exchanges[0]!.gone();
+});
+
+test("a delta without text is not taken for received", async (t) => {
+  const server = await Scripted.start(t, (x) => void x.sse(...FIRST, block("delta", "4-1", { txt: "x" })), (x) => x.sse(open("resumed", "3-1"), completed("4-1")).end());
+  assert.equal(textOf(await all(server.client().stream(GENERATION))), "Nothing ");
+  assert.deepEqual(server.cursors, [undefined, "3-1"]);
+});
+
 test("an unknown event is passed over, and its id kept", async (t) => {
   const server = await Scripted.start(
     t,
-    (x) => x.sse(...FIRST, block("novelty", "4-1", { a: 1 })).cut(),
+    (x) => x.sse(...FIRST, "event: novelty\nid: 4-1\ndata: no JSON\n\n").cut(),
     (x) => x.sse(open("resumed", "4-1"), completed("5-1")).end(),
   );
   const events = await all(server.client().stream(GENERATION));
