@@ -242,13 +242,6 @@ MUTATIONS = (
         caught_by=["tests/acceptance/test_recovery.py"],
     ),
     Mutation(
-        rule="writer: what the store has is known by its whole position, not by its seq",
-        file="worker/writer.py",
-        old="self._entries[seq - 1].position == position",
-        new="seq > 0",
-        caught_by=[LOG],
-    ),
-    Mutation(
         rule="writer: what was sent once is never changed, nor joined with what comes",
         file="worker/writer.py",
         old="        entries.append(Entry(",

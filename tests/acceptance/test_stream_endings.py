@@ -291,8 +291,13 @@ def test_a_reader_that_takes_nothing_is_let_go(redis_url: str, tmp_path: Path, v
         before = api.open_files()
         stalled = [open_stream(stack.urls[0], generation, receive_bytes=4_096, version=version) for _ in range(12)]
         try:
-            assert api.open_files() >= before + len(stalled)
-            eventually(lambda: api.open_files() <= before + 3, "the server closes their connections", seconds=15)
+            assert {stream.status for stream in stalled} == {200}
+            metrics = stack.urls[0], "GET", "/metrics"
+            eventually(lambda: b"\nlegato_viewers 0\n" in request(*metrics).body, "the server lets them go")
+            for stream in stalled:
+                stream.rest()
+                assert stream.ending is Ending.RESET
+            eventually(lambda: api.open_files() <= before + 3, "their descriptors are free")
         finally:
             for stream in stalled:
                 stream.close()
