@@ -23,6 +23,8 @@ from chaos.schedule import Kind
 _AFTERMATH_SECONDS: Final = 4.0
 _LATE_SECONDS: Final = 4.0
 _STARTING_SECONDS: Final = 5.0
+#: A worker that waits for a processor for this part of its lease cannot be counted on to renew it.
+_STARVED: Final = 4
 #: A refused submit whose outcome was unknown is taken back within this time, the outage that explains it included.
 _TAKEN_BACK_SECONDS: Final = 15.0
 #: What a submit may be answered; 0 is nothing at all.
@@ -84,7 +86,7 @@ def check_jobs(
                 verdict.wrong("202_and_gone", generation, f"GET says {final.status}; clients saw {seen}")
             else:
                 verdict.excuse(gone, generation)
-            _check_readers(job, None, None, losses, verdict)
+            _check_readers(job, None, losses, verdict)
             continue
         state, text = str(final.body.get("status")), str(final.body.get("text"))
         verdict.ends[state] += 1
@@ -92,7 +94,7 @@ def check_jobs(
             verdict.wrong("202_and_no_end", generation, f"settled as {state}")
             continue
         _check_end(job, state, text, final.body, losses, verdict)
-        _check_readers(job, state, text, losses, verdict, results_of(final.body))
+        _check_readers(job, final.body, losses, verdict)
         ends = sightings.ends.get(generation, {})
         if len(ends) > 1:
             why = losses.why_end_lost(generation)
@@ -129,22 +131,16 @@ def _check_end(job: Job, state: str, text: str, body: Mapping[str, Any], losses:
                 verdict.wrong("failed", generation, f"a job of shape {shape}: {json.dumps(body.get('error'))}")
 
 
-def _check_readers(
-    job: Job,
-    state: str | None,
-    text: str | None,
-    losses: Losses,
-    verdict: Verdict,
-    results: Sequence[tuple[str, str]] = (),
-) -> None:
-    """`state` and `text` None: nothing is left to compare with but what the job had to be."""
+def _check_readers(job: Job, body: Mapping[str, Any] | None, losses: Losses, verdict: Verdict) -> None:
+    """`body` None: nothing is left to compare with but what the job had to be."""
     generation = str(job.id)
+    state, text = (str(body["status"]), str(body["text"])) if body is not None else (None, None)
+    head, results = (body["position"], results_of(body)) if body is not None else (None, [])
     for reader in job.readers:
         follower, who = reader.follower, reader.manners.transport.value
         if reader.refused is not None:
-            why = losses.why_gone(job) or losses.why_refused(generation, reader.refused_at)
-            if state is None or (why is not None and reader.refused_with is None):
-                verdict.excuse(f"reader_{why}", generation)
+            if state is None:
+                verdict.excuse(f"reader_{losses.why_gone(job)}", generation)
             else:
                 cursor = reader.refused_with
                 verdict.wrong("refused", generation, f"{who} with cursor {cursor} got {reader.refused}, but {state}")
@@ -154,14 +150,18 @@ def _check_readers(
             continue
         verdict.texts += 1
         verdict.characters += len(follower.text)
-        if text is None:
+        lost_end = losses.why_end_lost(generation) if head not in (None, follower.cursor) else None
+        if lost_end is not None:
+            # It saw an end that the store then forgot, with the only one who could have put it back: there was another.
+            verdict.excuse(f"reader_{lost_end}", generation)
+        if text is None or lost_end is not None:
             if follower.end == "completed" and follower.text != job.expected:
                 verdict.wrong("client_text", generation, f"{who}: {_difference(follower.text, job.expected)}")
             continue
         if follower.text != text:
             detail = f"{_difference(follower.text, text)}; {follower.end}/{state}; verdicts {follower.verdicts[-8:]}"
             verdict.wrong("client_text", generation, f"{who}: {detail}")
-        if follower.results != list(results):
+        if follower.results != results:
             verdict.wrong("client_tool_results", generation, f"{who} saw {follower.results}, stored is {results}")
         if follower.end != state:
             verdict.wrong("client_end", generation, f"{who} saw {follower.end}, final is {state}")
@@ -248,7 +248,10 @@ def check_take_overs(holdings: Sequence[Held], losses: Losses, *, lease_seconds:
                 since <= after.since and until >= after.since - lease_seconds - _AFTERMATH_SECONDS
                 for since, until in before.life.pauses
             )
-            if not asleep:
+            starved = before.life.waited_between(after.since - lease_seconds, after.since) > lease_seconds / _STARVED
+            if starved and not asleep:
+                verdict.excuse("worker_without_processor", generation)
+            elif not asleep:
                 names = f"{after.life.log.stem} took it from {before.life.log.stem}"
                 late = let_go - after.since
                 verdict.wrong("taken_from_the_living", generation, f"{names}, which let go {late:.1f} s later")

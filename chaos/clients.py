@@ -11,7 +11,8 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
@@ -85,6 +86,18 @@ def client_of(route: Route, *, timeout: httpx.Timeout | float) -> httpx.AsyncCli
 def sni(route: Route) -> dict[str, Any]:
     """What a request over TLS is told beside: whom to expect, for the proxy has another name."""
     return {"sni_hostname": route.server_name} if route.server_name else {}
+
+
+@contextmanager
+def one_request() -> Iterator[None]:
+    """A connection that is reset in the moment in which it was made is one that could not be made: anyio then asks a
+    socket that uvloop has closed already."""
+    try:
+        yield
+    except AttributeError as exc:
+        if exc.name not in ("getpeername", "getsockname"):
+            raise
+        raise httpx.ConnectError("reset as it was made") from exc
 
 
 class Refused(Exception):
@@ -208,26 +221,28 @@ class Reader:
         if self._repeat is not None:
             method, path, body = "POST", "/v1/generations", self._repeat[0]
             headers["Idempotency-Key"] = self._repeat[1]
-        async with (
-            client_of(route, timeout=timeout) as client,
-            client.stream(method, path, headers=headers, json=body, extensions=sni(route)) as answer,
-        ):
-            if answer.status_code != 200:
-                self._status(answer.status_code, (await answer.aread()).decode(errors="replace"))
-                return
-            if answer.headers.get("location", "").rpartition("/")[2] not in ("", self._generation):
-                self._repeat = None  # the key was forgotten, and stands for another one now: ours is read by its id
-                raise _Again
-            async for data in answer.aiter_raw():
-                yield data
+        with one_request():
+            async with (
+                client_of(route, timeout=timeout) as client,
+                client.stream(method, path, headers=headers, json=body, extensions=sni(route)) as answer,
+            ):
+                if answer.status_code != 200:
+                    self._status(answer.status_code, (await answer.aread()).decode(errors="replace"))
+                    return
+                if answer.headers.get("location", "").rpartition("/")[2] not in ("", self._generation):
+                    self._repeat = None  # the key was forgotten, and stands for another one now: ours is read by its id
+                    raise _Again
+                async for data in answer.aiter_raw():
+                    yield data
 
     async def _poll(self, route: Route, *, drops: bool) -> None:
         """One answer; an impatient reader does not wait for it."""
         wait = min(_POLL_SECONDS, self._silence / 2)
         timeout = httpx.Timeout(self._draw.uniform(0.01, wait) if drops else self._silence, connect=_CONNECT_SECONDS)
-        async with client_of(route, timeout=timeout) as client:
-            path = f"{self._path()}?wait={wait:g}&limit={self._draw.choice((1, 20, 500))}"
-            answer = await client.get(path, headers=self._headers(route), extensions=sni(route))
+        with one_request():
+            async with client_of(route, timeout=timeout) as client:
+                path = f"{self._path()}?wait={wait:g}&limit={self._draw.choice((1, 20, 500))}"
+                answer = await client.get(path, headers=self._headers(route), extensions=sni(route))
         if answer.status_code != 200:
             self._status(answer.status_code, answer.text)
             return

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import httpx
 
-from chaos.clients import Reader, client_of, sni
+from chaos.clients import Reader, client_of, one_request, sni
 from chaos.doors import Door, pick
 from chaos.processes import ROOT
 from chaos.shapes import Draft, Shape, draft
@@ -212,8 +212,9 @@ class User:
         route = pick(self._doors, self._draw, proxied=0.4)
         headers = {**route.headers, "Host": route.authority} | ({"Idempotency-Key": key} if key else {})
         try:
-            async with client_of(route, timeout=_TIMEOUT_SECONDS) as client:
-                answer = await client.request(method, path, json=body, headers=headers, extensions=sni(route))
+            with one_request():
+                async with client_of(route, timeout=_TIMEOUT_SECONDS) as client:
+                    answer = await client.request(method, path, json=body, headers=headers, extensions=sni(route))
         except httpx.HTTPError:
             return 0, {}
         read: dict[str, Any] = {}

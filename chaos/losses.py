@@ -16,8 +16,6 @@ from chaos.processes import Held
 
 #: A worker that lives through a loss puts back what it holds within this time.
 _HEAL_SECONDS: Final = 6.0
-#: A reader that comes without a cursor, or with a lost one, may be told 404 for so long after a loss.
-_UNSURE_SECONDS: Final = 35.0
 #: A worker counts a standstill from the last beat of its pulse on.
 _BEAT_SECONDS: Final = 1.0
 #: Clocks of the parties are one machine's, but log lines are written a moment after the fact.
@@ -67,13 +65,6 @@ class Losses:
         for loss in self._losses:
             if loss.forgets_until >= job.asked_at and loss.since <= max(job.accepted_at, job.asked_at):
                 return f"forgotten_by_{loss.kind.value}"
-        return None
-
-    def why_refused(self, generation: str, at: float) -> str | None:
-        """Why a reader may have been told at that time that there is nothing."""
-        for loss in self._covering(generation):
-            if loss.at - SLACK_SECONDS <= at <= loss.until + _UNSURE_SECONDS:
-                return "refused_soon_after_a_loss"
         return None
 
     def any_of(self, generation: str) -> bool:

@@ -44,6 +44,14 @@ class Incarnation:
     ended_at: float | None = None
     #: Times it was paused, from … to.
     pauses: list[tuple[float, float]] = field(default_factory=list)
+    #: How long it had waited for a processor, in seconds, as told at times.
+    waited: list[tuple[float, float]] = field(default_factory=list)
+
+    def waited_between(self, since: float, until: float) -> float:
+        """Seconds that it was ready to run and did not, about: by the samples around that time."""
+        before = [total for at, total in self.waited if at <= since][-1:] or [0.0]
+        behind = [total for at, total in self.waited if at >= until][:1] or [total for _, total in self.waited[-1:]]
+        return behind[0] - before[0] if behind else 0.0
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """The facts it logged."""
@@ -147,6 +155,12 @@ class Child:
                 life.process.wait()
             await asyncio.sleep(_POLL_SECONDS)
         life.ended_at = time.time()
+
+    def sample(self) -> None:
+        """Note how long its main thread has waited for a processor (Linux tells)."""
+        with suppress(OSError, IndexError, ValueError):
+            waited = int(Path(f"/proc/{self.now.process.pid}/schedstat").read_text().split()[1])
+            self.now.waited.append((time.time(), waited / 1e9))
 
     def reading(self) -> Reading:
         """Memory, descriptors, threads now."""

@@ -36,6 +36,7 @@ from chaos.doors import Door
 from chaos.faults import Done, Faults, end
 from chaos.follower import TERMINAL, Sightings, Violation
 from chaos.jobs import Job, Jobs, User, sim_texts
+from chaos.leaks import STORE_CONNECTIONS, look_for_leaks, most_tasks
 from chaos.losses import Losses
 from chaos.processes import Api, Child, Reading, held
 from chaos.proxy import Proxy
@@ -47,23 +48,17 @@ from chaos.toolbox import Toolbox
 LEASE_SECONDS: Final = 2.0
 #: As the worker's setting of that name.
 HEAL_SECONDS: Final = 300.0
-STORE_CONNECTIONS: Final = 24
 
 #: After the last fault everything accepted has to end within this time: the longest job, the 30 s in which a lost one
 #: may still come back, and some seconds for a slow machine.
 _SETTLE_SECONDS: Final = 90.0
-_QUIET_SECONDS: Final = 3.0
+
+#: How often it is noted how long workers had to wait for a processor.
+_SAMPLE_SECONDS: Final = 0.25
 
 #: Violations that are told while they happen, at most so many a second.
 _TOLD_AT_ONCE: Final = 3
 
-#: What a process may hold when nobody uses it any more.
-_MOST_BYTES: Final = 200 * 1024 * 1024
-_DESCRIPTORS: Final = 40  # beside its connections to the store
-_TASKS: Final = 16
-_TASKS_A_SERVER: Final = 4
-
-#: No text ends up longer than this to be settled: see `jobs`.
 _APIS: Final = 2
 _WORKERS: Final = 3
 
@@ -179,7 +174,7 @@ class _Run:
             await end(self._children)
             for door in doors:
                 await door.proxy.aclose()
-        check_processes(self._children, self._verdict, most_tasks=_TASKS + _TASKS_A_SERVER * len(self._stores.servers))
+        check_processes(self._children, self._verdict, most_tasks=most_tasks(self._stores))
         self._result.tasks = {child.name: child.now.tasks_at_stop or 0 for child in self._children}
         return self._result
 
@@ -209,6 +204,7 @@ class _Run:
             for number in range(self._users)
         ]
         breaking = asyncio.create_task(faults.run(schedule))
+        sampling = asyncio.create_task(self._sample())
         started, told = asyncio.get_running_loop().time(), 0
         while (elapsed := asyncio.get_running_loop().time() - started) < self._result.seconds or not breaking.done():
             await asyncio.sleep(1.0)
@@ -230,9 +226,16 @@ class _Run:
         _, waiting = await asyncio.wait(users, timeout=_SETTLE_SECONDS)
         for task in waiting:
             task.cancel()
+        sampling.cancel()
         for outcome in await asyncio.gather(*users, return_exceptions=True):
             if isinstance(outcome, Exception):
                 raise outcome
+
+    async def _sample(self) -> None:
+        while True:
+            for worker in self._workers:
+                worker.sample()
+            await asyncio.sleep(_SAMPLE_SECONDS)
 
     def _revive(self) -> None:
         """A process that nobody took down must not be down; what comes after is to be tested all the same."""
@@ -275,7 +278,7 @@ class _Run:
         check_stored(jobs.all, records, losses, api_ends, verdict)
         check_tools(self._toolbox.ran_twice(), losses, verdict)
         self._result.count(jobs.all, self._sightings)
-        await self._leaks()
+        self._result.readings = await look_for_leaks(self._children, self._stores, verdict)
 
     async def _finals(self, jobs: Jobs, user: User) -> dict[str, Final_]:
         """The last word on every accepted job; waits for those that have not ended."""
@@ -299,28 +302,6 @@ class _Run:
             if state != "deleted":
                 found[self._keys.generation_of_record(key)] = _number(metadata)
         return found
-
-    async def _leaks(self) -> None:
-        """With nobody using it, nothing may be left of the use."""
-        await asyncio.sleep(_QUIET_SECONDS)
-        verdict, servers = self._verdict, len(self._stores.servers)
-        most = _DESCRIPTORS + (STORE_CONNECTIONS + 4) * servers
-        for child in self._children:
-            if not child.alive:
-                verdict.wrong("exit", child.name, "ended by itself")
-                continue
-            reading = self._result.readings[child.name] = child.reading()
-            if reading.resident_bytes > _MOST_BYTES:
-                verdict.wrong("memory", child.name, f"{reading.resident_bytes // 2**20} MiB")
-            if reading.descriptors > most:
-                verdict.wrong(
-                    "descriptors", child.name, f"{reading.descriptors}, at most {most}; {dict(child.peers())}"
-                )
-        if channels := await asyncio.to_thread(self._stores.channels):
-            verdict.wrong("subscriptions", "store", f"nobody reads, and subscribed are {channels[:5]}")
-        clients = await asyncio.to_thread(self._stores.clients)
-        if clients > len(self._children) * (STORE_CONNECTIONS + 4) * servers:
-            verdict.wrong("connections", "store", f"{clients} connections")
 
     def _environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("LEGATO_")}
