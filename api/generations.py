@@ -28,7 +28,7 @@ def router(services: Services) -> APIRouter:
     async def find(request: Request, generation: str) -> Record:
         if not is_id(generation):
             raise GenerationUnknown("there is no generation of that id")
-        return await services.records.get(authenticate(request.scope), generation)
+        return await services.record(authenticate(request.scope), generation)
 
     async def show(request: Request, generation: str) -> Response:
         """The record and the text so far, as one JSON object."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol, Self
@@ -12,9 +13,9 @@ import structlog
 
 from api.gauges import Gauges, Row
 from broker.calls import Calls
-from broker.errors import GenerationExpired, LegatoError, StoreError
+from broker.errors import DataLost, GenerationExpired, GenerationUnknown, LegatoError, StoreError
 from broker.events import CancelReason
-from broker.generation import Record
+from broker.generation import Record, created_at
 from broker.log import Log
 from broker.presence import Presence
 from broker.queue import Queue
@@ -52,6 +53,12 @@ class Draining(LegatoError):
 
     code = "draining"
 
+
+#: How long a generation that the store does not know any more may still be put back.
+LOSS_SECONDS: Final = 30.0
+
+#: An id older than this is of nothing that anybody would put back.
+_LOST_AGE_SECONDS: Final = 86_400.0
 
 #: Faults that pass: a reader of SSE is kept through them, everybody else is asked to come again.
 PASSING: Final = (StoreError, Draining)
@@ -165,9 +172,25 @@ class Services:
         except StoreError as exc:
             _log.warning("orphan_not_adopted", generation=generation, error=str(exc))
 
-    async def seconds_since_loss(self, generation: str) -> float:
-        """How long ago the server of this generation may have lost data."""
-        return await self.store.seconds_since_loss(self.store.keys.record(generation))
+    async def record(self, tenant: str, generation: str) -> Record:
+        """The record. Raises `GenerationUnknown` (another tenant's too), `GenerationExpired`, and `DataLost` where it
+        may come back."""
+        try:
+            return await self.records.get(tenant, generation)
+        except GenerationUnknown as unknown:
+            raise await self.unless_lost(generation, unknown) from None
+
+    async def unless_lost(
+        self, generation: str, unknown: GenerationUnknown, *, seen: bool = False
+    ) -> GenerationUnknown | DataLost:
+        """What to say of a generation that the store does not know. Where its server has just lost data and there was
+        such a one before that, its holder may be about to put it back. That there was, the asker's cursor shows
+        (`seen`), or the id itself, which tells when it was made."""
+        since_loss = await self.store.seconds_since_loss(self.store.keys.record(generation))
+        age = time.time() - created_at(generation)
+        if since_loss < LOSS_SECONDS and (seen or since_loss < age < _LOST_AGE_SECONDS):
+            return DataLost(f"the store has lost data, {generation} perhaps too")
+        return unknown
 
     def retry_ms(self, *, fault: bool) -> int:
         """When a reader should come back, random: soon after an ordinary close, later the longer a fault lasts."""

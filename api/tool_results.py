@@ -53,7 +53,7 @@ def router(services: Services) -> APIRouter:
         tenant = authenticate(request.scope)
         results = _results(parse(await request.body()))
         services.check_open()
-        record = await services.records.get(tenant, generation)
+        record = await services.record(tenant, generation)
         match await services.calls.give(record, results):
             case Accepted(fresh=fresh, owed=owed):
                 data = {"id": generation, "object": "generation", "accepted": fresh, "owed": owed}

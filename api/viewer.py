@@ -17,7 +17,7 @@ import orjson
 
 from api.frames import Framing, merged, open_data
 from api.problem import problem_of
-from api.services import Services
+from api.services import LOSS_SECONDS, Services
 from broker.errors import (
     DataLost,
     GenerationDeleted,
@@ -33,9 +33,6 @@ from broker.window import Notice
 
 #: Entries sent one frame each; what is behind further is merged.
 _FRAMED_SINGLY: Final = 16
-
-#: How long a generation that the store does not know any more may still be put back.
-LOSS_SECONDS: Final = 30.0
 
 #: How long the log is left alone after it could not be read.
 _STORE_PAUSE_SECONDS: Final = (0.2, 0.8)
@@ -68,11 +65,8 @@ async def start(services: Services, tenant: str, generation: str, cursor: str | 
     asked = cursor or BEGINNING
     try:
         page = await services.log.read(generation, asked, FIRST_PAGE, tenant=tenant)
-    except GenerationUnknown:
-        # A cursor shows that there was one. Where the store has just lost data its holder may be about to put it back.
-        if asked != BEGINNING and await services.seconds_since_loss(generation) < LOSS_SECONDS:
-            raise DataLost(f"the store has lost data, {generation} perhaps too") from None
-        raise
+    except GenerationUnknown as unknown:
+        raise await services.unless_lost(generation, unknown, seen=asked != BEGINNING) from None
     if not page.state.is_terminal and not page.lease_live:
         services.background(services.adopt_orphan(generation), name=f"adopt {generation}")
     verdict = "start" if asked == BEGINNING else "resumed" if page.held else "rewound"

@@ -16,8 +16,9 @@ import redis
 
 from broker.embedded import EmbeddedServer
 from broker.events import Completed, Reset, Started
+from broker.generation import new_id
 from tests.support.servers import command, free_port, start_replica, wait_in_sync, wait_until
-from tests.support.sse_client import Reader, follow
+from tests.support.sse_client import Reader, follow, open_stream
 from tests.support.stack import Stack, eventually
 from worker.providers.sim import sim_text
 
@@ -160,7 +161,29 @@ def test_a_worker_that_slept_does_not_put_back_what_it_may_have_missed(server: E
         stack.workers[0].resume()
         time.sleep(3)
         assert stack.log(generation) == []
-        assert stack.get(f"/v1/generations/{generation}").status == 404
+        assert stack.get(f"/v1/generations/{generation}").status == 503  # somebody else might put it back, for 30 s
+
+
+def test_what_is_about_to_come_back_is_no_404_to_anybody(server: EmbeddedServer, tmp_path: Path) -> None:
+    """Everything is lost, and the worker is a moment late. Whoever asks for the generation now must ask again: a stop
+    button that was told 404 would leave the job running, and a page that was opened just now would stay empty."""
+    with Stack.start(server.url, tmp_path, apis=1, workers=1, environment={"LEGATO_LEASE_SECONDS": "10"}) as stack:
+        generation = stack.submit({**JOB, "tokens": 4000})
+        stack.wait_entries(generation, 10)
+        holder = stack.holder(generation)
+        holder.pause()
+        command(server, "FLUSHALL")
+        one = f"/v1/generations/{generation}"
+        for answer in (stack.get(one), stack.post(one + "/cancel"), stack.delete(one)):
+            assert (answer.status, answer.json()["code"]) == (503, "data_lost")
+            assert "retry-after" in answer.headers
+        with open_stream(stack.urls[0], generation) as stream:  # without a cursor
+            assert [frame.event for frame in stream.frames()] == ["open", "error"]
+        made_after_the_loss = new_id()
+        assert stack.get(f"/v1/generations/{made_after_the_loss}").status == 404
+        holder.resume()
+        eventually(lambda: stack.post(one + "/cancel").status == 202, "the cancel is taken")
+        stack.wait_status(generation, "cancelled")
 
 
 def test_another_attempt_on_a_rolled_back_store_is_told_apart(stack: Stack, server: EmbeddedServer) -> None:
