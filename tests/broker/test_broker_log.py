@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from broker.errors import DataLost, GenerationExpired, GenerationUnknown
@@ -76,12 +78,29 @@ async def test_a_later_claim_fences_every_earlier_writer(kit: Kit) -> None:
     assert impostor == Fenced(new.epoch)
 
 
+async def test_a_claim_that_replaces_a_lease_rises_above_it_whatever_the_record_says(kit: Kit) -> None:
+    """The store has forgotten the claim, and shows no other history for it."""
+    old = replace(await kit.claimed(), epoch=7)
+    new = await kit.leases.claim(old.generation, owner=new_owner(), replacing=old)
+    assert isinstance(new, Lease)
+    assert new.epoch == 8
+
+
 async def test_somebody_elses_entry_at_the_same_seq_is_never_joined(kit: Kit) -> None:
     old = await kit.claimed()
     new = await kit.leases.claim(old.generation, owner=new_owner(), replacing=old)
     assert isinstance(new, Lease)
     await append(kit, new, BEGINNING, deltas(new, 1, 3))
     assert await append(kit, new, "3-1", deltas(new, 4, 4)) == Diverged("3-2")
+
+
+async def test_somebody_elses_entry_is_not_taken_for_one_of_the_batch(kit: Kit) -> None:
+    """A later holder's claim was forgotten, and the earlier one went on under the seq that the later one had given."""
+    first = await kit.claimed()
+    await append(kit, first, BEGINNING, deltas(first, 1, 3))
+    later = replace(first, epoch=5, owner="later")
+    assert await append(kit, later, "2-1", deltas(later, 3, 4)) == Diverged("3-1")
+    assert [entry.position for entry in await kit.log.read_all(first.generation)] == ["1-1", "2-1", "3-1"]
 
 
 async def test_a_stored_cancel_lets_only_cancelled_end_the_log(kit: Kit) -> None:

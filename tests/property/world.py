@@ -341,6 +341,7 @@ class World:
         for entry in moment.entries:
             self.name(entry)
         pieces = [piece.split(".") for piece in text_of(moment.entries)]
+        self.promise(all(len(piece) == 2 for piece in pieces), "what was added as one event is stored as one")
         self.promise(len({run for run, _ in pieces}) <= 1, "a text never mixes two runs")
         self.promise([int(at) for _, at in pieces] == list(range(1, len(pieces) + 1)), "a text has no gaps")
         ends = [entry.field.decode() for entry in moment.entries if entry.field in TERMINAL_FIELDS]
