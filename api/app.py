@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from api import generations, health, metrics, multiplex, openapi, problem, submit, threads, tool_results
+from api import generations, health, metrics, multiplex, openapi, problem, submit, threads, tool_results, webhooks
 from api.dialects import ai_sdk, chat_routes, openai_errors, openai_models, responses_items, responses_routes
 from api.edge import Edge
 from api.services import Services
@@ -32,6 +32,7 @@ def build(services: Services) -> ASGIApp:
     app.include_router(responses_items.router(services))
     app.include_router(chat_routes.router(services))
     app.include_router(openai_models.router(services))
+    app.include_router(webhooks.router(services))
     app.include_router(health.router(services))
     app.include_router(metrics.router(services))
     events = Route(

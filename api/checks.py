@@ -14,6 +14,7 @@ from typing import Any, Final, TypeGuard
 from urllib.parse import urlsplit
 
 from api.json_schema import wrong_schema
+from broker.declared import WebhookEndpoint
 from broker.options import Path, Wrong, wrong_options
 from broker.settings import Settings
 
@@ -43,6 +44,7 @@ def check(body: Mapping[str, Any], settings: Settings) -> Iterator[Wrong]:
     yield from _thread(body)
     yield from _delivery(body)
     yield from _options(body)
+    yield from _webhook(body, settings.webhooks)
 
 
 def _objects(value: object) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -108,6 +110,14 @@ def _limits_of(provider: str, path: Path, body: Mapping[str, Any]) -> Iterator[W
 def _thread(body: Mapping[str, Any]) -> Iterator[Wrong]:
     if body.get("thread_policy") is not None and body.get("thread") is None:
         yield Wrong(("thread_policy",), "it says what to do in a thread: name one in thread")
+
+
+def _webhook(body: Mapping[str, Any], endpoints: Mapping[str, WebhookEndpoint]) -> Iterator[Wrong]:
+    match body.get("webhook"):
+        case {"url": str(url)} if url and not any(endpoint.covers(url) for endpoint in endpoints.values()):
+            yield Wrong(("webhook", "url"), "the operator allows no such URL (LEGATO_WEBHOOKS)")
+        case _:
+            pass
 
 
 # --- messages ---

@@ -57,6 +57,11 @@ def router(services: Services) -> APIRouter:
                 "Taken on from a leaving worker.",
                 ("", totals[Total.HANDED_OVER]),
             )
+            told = [
+                ('{outcome="delivered"}', totals[Total.WEBHOOKS_DELIVERED]),
+                ('{outcome="dead"}', totals[Total.WEBHOOKS_DEAD]),
+            ]
+            put("legato_webhooks_total", "counter", "Deliveries of webhooks that are over.", *told)
             put("legato_retries_total", "counter", "Attempts that were tried again.", ("", totals[Total.RETRIED]))
             put(
                 "legato_provider_circuit",

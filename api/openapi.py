@@ -127,6 +127,28 @@ _SCHEMAS: Final[Json] = {
             "stream_url": _STRING,
         }
     ),
+    "DeadDeliveries": _object(
+        {
+            "object": {"const": "list"},
+            "data": _list(
+                _object(
+                    {
+                        "id": _STRING,
+                        "object": {"const": "webhook_delivery"},
+                        "generation": _STRING,
+                        "endpoint": _STRING,
+                        "status": {"enum": _STATUSES},
+                        "ended_at": _or_null(_NUMBER),
+                        "tries": _COUNT,
+                        "error": _STRING,
+                    }
+                )
+            ),
+            "next_cursor": _or_null(_STRING),
+            "has_more": {"type": "boolean"},
+        }
+    ),
+    "Delivery": _object({"id": _STRING, "object": {"const": "webhook_delivery"}, "status": {"const": "scheduled"}}),
     "Health": _object({"status": _STRING}, store=_STRING, detail=_STRING),
 }
 
@@ -188,6 +210,8 @@ _ANSWERS: Final[dict[tuple[str, str], Json]] = {
         "200": _answer("Events of all of them, mixed", **_STREAM, **{"application/x-ndjson": _EVENTS}),
         "204": _answer("There is nothing more"),
     },
+    ("get", "/v1/webhooks/dead"): {"200": _answer("A page", "DeadDeliveries")},
+    ("post", "/v1/webhooks/dead/{delivery}/redeliver"): {"202": _answer("It is tried again", "Delivery")},
     ("get", "/livez"): {"200": _answer("Alive", "Health")},
     ("get", "/readyz"): {"200": _answer("Ready", "Health"), "503": _answer("Not ready", "Health")},
     ("get", "/metrics"): {"200": _answer("Metrics", **{"text/plain": _EVENTS})},

@@ -254,6 +254,12 @@ class Fallback(_Strict):
         return Target(provider=self.provider, model=self.model, provider_options=own)
 
 
+class Webhook(_Strict):
+    """Who is told of the end, besides the operator's own endpoints: a URL that the operator allows."""
+
+    url: Annotated[str, Field(min_length=1, max_length=2048)]
+
+
 class Filter(_Strict):
     """A transform or a validator of the text, and what it is told. Which there are, only the workers know."""
 
@@ -319,6 +325,7 @@ class Submit(_Strict):
     stall_seconds: Annotated[float, Field(gt=0, le=_DAY_SECONDS)] | None = None
     priority: Literal["interactive", "batch"] = "interactive"
     ttl_seconds: Annotated[int, Field(ge=1, le=30 * _DAY_SECONDS)] = 3600
+    webhook: Webhook | None = None
     metadata: dict[str, Any] = {}
 
     @field_validator("metadata")
@@ -361,4 +368,5 @@ class Submit(_Strict):
             ttl_seconds=self.ttl_seconds,
             grace_seconds=self.on_disconnect.grace_seconds if self.on_disconnect.policy == "cancel" else None,
             metadata=self.metadata,
+            webhook_url=self.webhook.url if self.webhook else None,
         )

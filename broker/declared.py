@@ -21,6 +21,8 @@ MAX_TOOL_RESULT_BYTES: Final = 262_144
 
 _SERVER_NAME: Final = re.compile(r"[a-z0-9_-]{1,32}")
 _TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_PLAIN_URL: Final = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]*)*(?:\?[!-\"$-~]*)?")
+_ENDPOINT_NAME: Final = re.compile(r"[a-z0-9_-]{1,32}")
 _HOST_AND_PORT: Final = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 #: Headers of a call of a tool that the worker, or HTTP itself, sets.
@@ -145,6 +147,54 @@ class HttpToolTarget(BaseModel):
         return self
 
 
+class WebhookEndpoint(BaseModel):
+    """An endpoint that is told how generations ended: where it is, and of what.
+
+    It holds no secret: the keys it is signed with are named by their variables.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    url: str
+    secret_env: _Variable
+    #: While a secret is changed: the one before, which signs as well.
+    old_secret_env: _Variable | None = None
+    events: tuple[Literal["completed", "failed", "cancelled"], ...] = Field(
+        ("completed", "failed", "cancelled"), strict=False, min_length=1
+    )
+    #: It gets the text, too.
+    text: bool = False
+    #: Only generations whose submit asks for it, by `webhook.url`: this URL, or one below it.
+    asked: bool = False
+    #: It may have a loopback or private address.
+    private: bool = False
+
+    @field_validator("url")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        if "#" in value:
+            raise ValueError("must not have a fragment")
+        return _http_url(value, secrets="secret_env")
+
+    @model_validator(mode="after")
+    def _below(self) -> Self:
+        if self.asked and urlsplit(self.url).query:
+            raise ValueError("url: an endpoint that is asked for has no query, for URLs below it are meant as well")
+        return self
+
+    def covers(self, url: str) -> bool:
+        """Whether a submit may ask for this URL. Compared in parts, and nothing that a server might resolve (`..`,
+        escapes, backslashes, credentials) is taken."""
+        if not self.asked or not _PLAIN_URL.fullmatch(url):
+            return False
+        own, other = urlsplit(self.url), urlsplit(url)
+        if (own.scheme, own.netloc.lower()) != (other.scheme, other.netloc.lower()):
+            return False
+        below = own.path if own.path.endswith("/") else own.path + "/"
+        dots = {".", ".."} & set(other.path.split("/"))
+        return not dots and (other.path == own.path or other.path.startswith(below))
+
+
 class Price(BaseModel):
     """What a model costs, per million tokens, in whatever currency the table is in."""
 
@@ -192,6 +242,13 @@ def http_tool(name: object, target: object) -> HttpToolTarget:
     if not isinstance(name, str) or not _TOOL_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no name: 1 to 64 of A-Z, a-z, 0-9, _ and -")
     return checked(HttpToolTarget, name, target)
+
+
+def webhook_endpoint(name: object, endpoint: object) -> WebhookEndpoint:
+    """One endpoint of `LEGATO_WEBHOOKS`. Raises `ValueError` that names what is wrong."""
+    if not isinstance(name, str) or not _ENDPOINT_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name: 1 to 32 of a-z, 0-9, _ and -")
+    return checked(WebhookEndpoint, name, endpoint)
 
 
 def json_object(value: object, form: str) -> dict[object, object]:

@@ -154,6 +154,8 @@ class Request:
     ttl_seconds: int = 3600  # life of the log after its terminal event
     grace_seconds: float | None = None  # cancel when no viewer has been attached for so long; None: never
     metadata: Json = field(default_factory=dict)
+    webhook_url: str | None = None  # who asks to be told of its end
+    webhooks: dict[str, str] = field(default_factory=dict)  # endpoints that are told: that URL, or '' for their own
     dialect: Json = field(default_factory=dict)  # what only the dialect that it came in knows of it, to show it again
 
     @property
@@ -180,6 +182,7 @@ class Request:
             "grace_ms": "" if self.grace_seconds is None else str(round(self.grace_seconds * 1000)),
             "thread": self.thread or "",
             "metadata": orjson.dumps(self.metadata).decode(),
+            "hooks": orjson.dumps(self.webhooks).decode() if self.webhooks else "",
         }
 
     @classmethod
@@ -206,6 +209,15 @@ class Request:
 
 #: Fields of a request that hold values of their own, or lists of them.
 _VALUES: Final[dict[str, Any]] = {"fallbacks": Target, "delivery": Delivery, "transforms": Filter, "validators": Filter}
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """What a record says of telling one endpoint of its end."""
+
+    url: str  # that the submit asked for; '' for the endpoint's own
+    tries: int
+    outcome: str  # '' while it is owed, `done`, or why nobody tries any more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,6 +248,8 @@ class Record:
     failure: FailureCode | None  # of a failed one
     pending: list[str]  # ids of the calls that the client was asked to run last
     timings: Json | None  # of an ended one: how long what took, as `worker.facts` says it
+    webhooks: dict[str, Hook]  # by endpoint
+    end: Json | None  # of an ended one that has webhooks: the data of its terminal event
 
     @property
     def shown_state(self) -> State:

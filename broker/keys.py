@@ -18,15 +18,18 @@ One generation, tag `{gen_…}` (broker.records, broker.lease, broker.log):
 Fields of a record, by who writes them (times in ms of the server's clock):
     create           waits (until its turn comes in its thread; taken off by broker.threads)
     create, rebuild  tenant provider model priority thread metadata max_attempts ttl_ms stub_ms grace_ms created_ms
+                     hooks (JSON: endpoints to be told of its end, and the URL that was asked for)
     claim            epoch owner lease history attempt charge overdue state started_ms head
-    append, cancel   head pass; at the end state ended_ms failure; with events of a worker: upstream (a provider's
-                     mark), pending (ids of the calls that the client runs), timings (at the end)
+    append, cancel   head pass; at the end state ended_ms failure, and `end` (data of the terminal event) where there
+                     are `hooks`; with events of a worker: upstream (a provider's mark), pending (ids of the calls that
+                     the client runs), timings (at the end)
     pause            owner lease charge tools_until state
     results          call:<id> of each call whose result the client gave; state
     renew            lease head; cancel cancel_ms unattended_ms where nobody reads
     presence         takes unattended_ms away
     release          owner lease state charge
     cancel           cancel cancel_ms; epoch owner history where it writes the end itself
+    hook             hook:<endpoint> ("<tries> <outcome>", see broker.webhooks)
     delete           leaves tenant priority epoch state=deleted: the tombstone
 `head` is where the log was last seen to end, by a claim, a renewal or an append that went the long way. `pass` is there
 while ordinary appends need no closer look (append.lua); claim, cancel, pause, release and renew take it away.
@@ -58,6 +61,7 @@ One tenant, tag `{t:…}` (broker.records, broker.budget):
                              there is a budget
     p:{t:T}:index    zset    generation ids, score 0, so in order of time; entries whose record is gone are
                              removed by the listing that meets them
+    p:{t:T}:dead     zset    "<generation>:<endpoint>", score 0: deliveries that nobody tries any more; bounded
 
 One thread, tag `{th:…}`, a hash of tenant and name (broker.threads); it holds hints, too:
     p:{th:H}:line    zset    generations that have not ended, in the order in which they run; score = ms of the server's
@@ -74,6 +78,9 @@ The queue, tag `{queue}` (broker.queue); it holds hints, never leases:
     p:{queue}:clock  hash    virtual time of each class, and the turn between the classes
     p:{queue}:sweeper string whose turn it is to look through everything; TTL of one turn
     p:{queue}:totals hash    counters over all processes, for /metrics; worker writes, API reads
+    p:{queue}:hooks:NAME
+                     zset    generations whose end an endpoint is to be told; score = next try, or until when somebody
+                             is at it, ms of the server's clock (broker.webhooks)
     p:{queue}:wake   list    one token a hint that a sleeping worker should fetch
 """
 
@@ -180,6 +187,12 @@ class Keys:
 
     def totals(self) -> str:
         return f"{self.prefix}:{{queue}}:totals"
+
+    def deliveries(self, endpoint: str) -> str:
+        return f"{self.prefix}:{{queue}}:hooks:{endpoint}"
+
+    def dead(self, tenant: str) -> str:
+        return f"{self.prefix}:{{t:{_tag(tenant)}}}:dead"
 
     def wake(self) -> str:
         return f"{self.prefix}:{{queue}}:wake"

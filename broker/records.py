@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final
 
@@ -29,12 +29,13 @@ from broker.errors import (
     ThreadBusy,
 )
 from broker.events import CancelReason, FailureCode
-from broker.generation import Priority, Record, Request, State, ThreadPolicy, created_at, new_id
+from broker.generation import Hook, Priority, Record, Request, State, ThreadPolicy, created_at, new_id
 from broker.position import Position
 from broker.queue import Hint, Queue
 from broker.scripts import CANCEL, CONFIRM, CREATE, DELETE, RECORD, RESERVE, UNRESERVE, WITHDRAW, Script
 from broker.store import Store, jump
 from broker.threads import Threads
+from broker.webhooks import Webhooks
 from broker.wire import Arg, Reply, StoreReplyError
 
 _log = structlog.get_logger("legato.broker")
@@ -81,6 +82,7 @@ class Records:
     def __init__(self, store: Store, queue: Queue) -> None:
         self.threads = Threads(store, queue)
         self._store = store
+        self.webhooks = Webhooks(store)
         self._queue = queue
         self._confirmer = Confirmer(store)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -98,6 +100,7 @@ class Records:
         it is taken back.
         """
         settings = self._settings
+        request = replace(request, webhooks=self.webhooks.told_of(request))
         generation, replayed = new_id(), False
         reserve = [self._keys.idempotency(tenant, key or ""), self._keys.index(tenant)]
         keep_ms = round(settings.idempotency_seconds * 1000)
@@ -274,7 +277,8 @@ class Records:
                 return CancelOutcome.REQUESTED
             case [b"cancelled", _, upstream]:
                 hint = Hint(record.id, record.tenant, record.priority)
-                if upstream:  # a provider may still be generating: a worker looks once more, and stops it
+                # A provider may still be generating, or somebody is to be told: a worker looks once more.
+                if upstream or record.webhooks:
                     await self._queue.look_again([hint], 0)
                 else:
                     await self._queue.drop([hint])
@@ -307,8 +311,11 @@ class Records:
 
     async def adopt_orphan(self, generation: str, *, sweeping: bool = False) -> bool:
         """Put back the hint of a generation that was accepted, has not ended and is held by nobody, and its place in
-        its thread; True if the hint was missing. A sweep moves the lines on when it has seen all records."""
+        its thread; True if the hint was missing. Of one that has ended, see that those are told who are to be. A sweep
+        moves the lines on when it has seen all records."""
         record = await self.find(generation)
+        if record is not None and record.state.is_terminal:
+            await self.webhooks.schedule(record)
         if record is None or record.state.is_terminal or not record.confirmed:
             return False
         if record.thread is not None:
@@ -362,6 +369,8 @@ class Records:
             failure=FailureCode(raw["failure"]) if "failure" in raw else None,
             pending=orjson.loads(raw["pending"]) if raw.get("pending") else [],
             timings=orjson.loads(raw["timings"]) if "timings" in raw else None,
+            webhooks=_hooks(raw),
+            end=orjson.loads(raw["end"]) if "end" in raw else None,
         )
 
     async def _confirmed_if_possible(self, script: Script, record: Record, args: Sequence[Arg]) -> Reply:
@@ -371,6 +380,14 @@ class Records:
         except NotReplicated as short:
             _log.warning("not_replicated", generation=record.id, what=script.name, detail=str(short))
             return short.reply
+
+
+def _hooks(raw: dict[str, str]) -> dict[str, Hook]:
+    hooks: dict[str, Hook] = {}
+    for name, url in orjson.loads(raw.get("hooks") or "{}").items():
+        tries, _, outcome = raw.get(f"hook:{name}", "0 ").partition(" ")
+        hooks[name] = Hook(url, int(tries), outcome)
+    return hooks
 
 
 def _matches(record: Record, state: State | None, thread: str | None, failure: FailureCode | None) -> bool:

@@ -16,10 +16,12 @@ from broker.declared import (
     HttpToolTarget,
     Price,
     ProviderLimits,
+    WebhookEndpoint,
     checked,
     compatible_server,
     http_tool,
     json_object,
+    webhook_endpoint,
 )
 
 
@@ -91,6 +93,22 @@ class Settings(BaseSettings):
         '`{"name": {"url": "https://…", "header_env": {"Authorization": "NAME_OF_A_VARIABLE"}}}`; '
         "[all fields](how-to/run-tools.md#http-tools).",
     )
+
+    webhooks: Annotated[dict[str, WebhookEndpoint], NoDecode] = Field(
+        {},
+        description="Endpoints that workers tell how generations ended, as JSON: "
+        '`{"name": {"url": "https://…", "secret_env": "NAME_OF_A_VARIABLE"}}`; '
+        "[all fields](how-to/webhooks.md#endpoints). API and workers need the same.",
+    )
+    webhook_timeout_seconds: float = Field(15.0, gt=0, le=300, description="Longest wait for an endpoint's answer.")
+    webhook_attempts: int = Field(
+        14, ge=1, le=100, description="Tries of a delivery, about a day and a half; then it is dead."
+    )
+    webhook_base_seconds: float = Field(
+        5.0, gt=0, description="Delay before the second try, times three for each later one, half of it random."
+    )
+    webhook_cap_seconds: float = Field(21_600, gt=0, description="Longest delay between tries.")
+    webhook_dead_most: int = Field(10_000, ge=1, description="Dead deliveries that are listed; the oldest fall off.")
 
     lease_seconds: float = Field(
         10.0, ge=1, le=300, description="How long a worker may be silent before its generation is taken over."
@@ -243,6 +261,12 @@ class Settings(BaseSettings):
         if not all(isinstance(target, str) and all(target.split("/", 1)) for target in models.values()):
             raise ValueError(f"not an object {form}")
         return models
+
+    @field_validator("webhooks", mode="before")
+    @classmethod
+    def _webhooks(cls, value: object) -> object:
+        endpoints = json_object(value, '{"name": {"url": …, "secret_env": …}}')
+        return {name: webhook_endpoint(name, endpoint) for name, endpoint in endpoints.items()}
 
     @field_validator("continue_models", mode="before")
     @classmethod

@@ -21,6 +21,8 @@ class Total(Enum):
     ABANDONED = "abandoned"  # cancelled because nobody was reading
     TOKENS_UNSPENT = "tokens_unspent"  # that abandoned ones could still have used: their limit less what they wrote
     HANDED_OVER = "handed_over"  # given to another worker by one that was leaving
+    WEBHOOKS_DELIVERED = "webhooks_delivered"
+    WEBHOOKS_DEAD = "webhooks_dead"  # given up: tried too often, or refused for good
     RETRIED = "retried"  # attempts that failed and were tried again
 
 

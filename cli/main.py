@@ -23,6 +23,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "tail": ("cli.tail", "Print a generation's text as it comes, until it ends."),
     "cancel": ("cli.manage", "Cancel a generation, and print its status."),
     "inspect": ("cli.manage", "Show a generation's status, timings and text."),
+    "webhooks": ("cli.webhooks", "List dead deliveries of webhooks; with their ids, have them tried again."),
     "chaos": ("chaos.command", "Break a deployment for some minutes, and show that no character is lost or repeated."),
     "sim": ("cli.sim", "Print exactly the text that the sim provider generates."),
     "api": ("cli.serve", "One API process."),

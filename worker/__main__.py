@@ -15,6 +15,7 @@ from broker.settings import Settings
 from broker.store import Store
 from worker.providers.registry import build_providers
 from worker.tools.registry import build_tools
+from worker.webhooks import endpoints
 from worker.worker import Worker
 
 _log = structlog.get_logger("legato.worker")
@@ -29,6 +30,7 @@ async def work(url: str, settings: Settings, *, stop: asyncio.Event) -> None:
         settings.providers, compatible=settings.openai_compatible, continue_models=settings.continue_models
     )
     tools = build_tools(settings)
+    webhooks = endpoints(settings)
     # What start-up made is never looked at again by the cyclic collector: with the SDKs loaded a full collection would
     # stop every generation for a sixth of a second.
     gc.collect()
@@ -40,7 +42,7 @@ async def work(url: str, settings: Settings, *, stop: asyncio.Event) -> None:
         except StoreUnavailable as exc:
             _log.warning("store_unavailable", store=without_secrets(url), error=str(exc))
         _log.info("worker_started", concurrency=settings.worker_concurrency, providers=list(settings.providers))
-        worker = Worker(store, providers=providers, tools=tools, settings=settings)
+        worker = Worker(store, providers=providers, tools=tools, settings=settings, webhooks=webhooks)
 
         async def drain_when_told() -> None:
             await stop.wait()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -35,6 +35,7 @@ from worker.providers.base import Provider
 from worker.pulse import Pulse
 from worker.run import Outcome, Result, Run
 from worker.tools.registry import Tools
+from worker.webhooks import Deliveries, Endpoint
 
 _log = structlog.get_logger("legato.worker")
 
@@ -60,7 +61,15 @@ _CLAIM_PAUSES: Final = (0.05, 0.3)
 class Worker:
     """One worker. `run()` until `drain()` was called and everything has ended or is handed over."""
 
-    def __init__(self, store: Store, *, providers: Mapping[str, Provider], tools: Tools, settings: Settings) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        providers: Mapping[str, Provider],
+        tools: Tools,
+        settings: Settings,
+        webhooks: Sequence[Endpoint] = (),
+    ) -> None:
         self._store = store
         self._queue = Queue(store)
         self._records = Records(store, self._queue)
@@ -82,6 +91,9 @@ class Worker:
             settings=settings,
         )
         self._keeper = Keeper(heal_seconds=settings.heal_seconds, heal_bytes=settings.heal_bytes)
+        self._deliveries = Deliveries(
+            list(webhooks), records=self._records, log=self._means.log, totals=self._totals, settings=settings
+        )
         store.on_return(self._store_returned)
         self._runs: dict[str, tuple[Run, Hint]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -98,6 +110,7 @@ class Worker:
         """Work until drained."""
         async with asyncio.TaskGroup() as group:
             helpers = [self._pulse.run, self.renew_loop, self._keeper.run, self.watch_loop, self.sweep_loop]
+            helpers.append(self._deliveries.run)
             helping = [group.create_task(_unharmed(helper), name=helper.__name__) for helper in helpers]
             await self.claim_loop()
             await self._let_go()
@@ -230,6 +243,7 @@ class Worker:
                     await abandon(self._means.providers, UpstreamMark.decode(mark), generation=hint.generation)
                 if thread:
                     await self._threads.leave(hint.tenant, thread, hint.generation)
+                await self._deliveries.owe(hint.generation)
                 await self._queue.drop([hint])
             case Missing():
                 await self._queue.drop([hint])
@@ -266,6 +280,7 @@ class Worker:
                     await self._threads.leave(
                         hint.tenant, request.thread, hint.generation, ttl_seconds=request.ttl_seconds
                     )
+                await self._deliveries.owe(hint.generation)
                 await self._queue.drop([hint])
                 await self._count_end(run)
             case Outcome.LATER:

@@ -51,7 +51,7 @@ local function id_at(i) return ARGV[FIRST + 3 * i] end
 local function field_at(i) return ARGV[FIRST + 3 * i + 1] end
 local function payload_at(i) return ARGV[FIRST + 3 * i + 2] end
 
-local r = redis.call('HMGET', record, 'epoch', 'owner', 'state', 'cancel', 'ttl_ms', 'stub_ms')
+local r = redis.call('HMGET', record, 'epoch', 'owner', 'state', 'cancel', 'ttl_ms', 'stub_ms', 'hooks')
 if not r[1] then return {'gone'} end
 local stored_epoch, epoch = tonumber(r[1]), tonumber(ARGV[1])
 if r[3] == 'deleted' or stored_epoch > epoch or (stored_epoch == epoch and r[2] ~= ARGV[2]) then
@@ -119,6 +119,7 @@ if TERMINAL[final] then
   local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
   redis.call('HSET', record, 'head', head, 'state', final, 'ended_ms', now, 'lease', '0')
   redis.call('HDEL', record, 'pass')
+  if r[7] and r[7] ~= '' then redis.call('HSET', record, 'end', payload_at(count - 1)) end
   if final == 'failed' then redis.call('HSET', record, 'failure', cjson.decode(payload_at(count - 1)).code) end
   redis.call('PEXPIRE', log, r[5])
   redis.call('PEXPIRE', KEYS[3], r[5])

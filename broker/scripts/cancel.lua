@@ -11,7 +11,7 @@
 local ENDED = {completed = true, failed = true, cancelled = true}
 local record, log = KEYS[1], KEYS[2]
 local r = redis.call('HMGET', record, 'epoch', 'state', 'lease', 'cancel', 'cancel_ms', 'history', 'ttl_ms', 'stub_ms',
-                     'upstream')
+                     'upstream', 'hooks')
 if not r[1] or r[2] == 'deleted' then return {'gone'} end
 if ENDED[r[2]] then return {'ended', r[2]} end
 local time = redis.call('TIME')
@@ -39,6 +39,7 @@ redis.call('XADD', log, head, 'cancelled', payload)
 redis.call('HSET', record, 'epoch', epoch, 'owner', '', 'lease', '0', 'history', replid, 'head', head,
            'state', 'cancelled', 'ended_ms', string.format('%.0f', now), 'cancel', reason)
 redis.call('HDEL', record, 'pass')
+if r[10] and r[10] ~= '' then redis.call('HSET', record, 'end', payload) end
 redis.call('PEXPIRE', log, r[7])
 redis.call('PEXPIRE', KEYS[3], r[7])
 redis.call('PEXPIRE', record, r[8])

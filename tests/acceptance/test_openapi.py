@@ -67,7 +67,7 @@ def test_every_operation_is_there_and_none_that_is_not(stack: Stack, document: A
             assert operation["summary"]
             assert "default" in operation["responses"]
             named = {parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "path"}
-            assert named == {name for name in ("generation", "thread") if f"{{{name}}}" in path}
+            assert named == {name for name in ("generation", "thread", "delivery") if f"{{{name}}}" in path}
 
 
 def stack_options(stack: Stack, path: str) -> list[str]:

@@ -19,7 +19,11 @@ from api.submit import schema, validate
 from broker.generation import Delivery, Filter, Request, Target, ToolMode
 from broker.settings import Settings
 
-SETTINGS = Settings(providers="sim,openai,openai_responses,anthropic,local", max_image_bytes=4096)  # type: ignore[arg-type]
+SETTINGS = Settings(
+    providers="sim,openai,openai_responses,anthropic,local",  # type: ignore[arg-type]
+    max_image_bytes=4096,
+    webhooks={"mine": {"url": "https://example.org/hooks", "secret_env": "SECRET", "asked": True}},  # type: ignore[dict-item]
+)
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 40
 IMAGES = {"png": PNG, "jpeg": b"\xff\xd8\xff\xe0", "gif": b"GIF89a..", "webp": b"RIFF\1\2\3\4WEBPVP8 "}
@@ -78,6 +82,7 @@ FULL: dict[str, Any] = {
     "stall_seconds": 60,
     "priority": "batch",
     "ttl_seconds": 60,
+    "webhook": {"url": "https://example.org/hooks/7"},
     "metadata": {"a": 1},
 }
 
@@ -140,7 +145,7 @@ def test_every_field_reaches_the_job() -> None:
     assert job.grace_seconds == 5
     default = Request(provider="x", model="x", messages=[])
     same = [name for name in Request.__slots__ if getattr(job, name) == getattr(default, name)]
-    assert same == ["dialect"], "a field of the job that no field of the submit sets"
+    assert same == ["webhooks", "dialect"], "a field of the job that no field of the submit sets"
     assert Request.decode(job.encode()) == job
 
 
