@@ -184,7 +184,7 @@ class Viewer:
         holder of the lease mends; only one that lasts ends this."""
         lost_at: float | None = None
         while not self.finished:
-            version = topic.version
+            version, cursor = topic.version, self.cursor
             pause = self.ping_seconds
             chunk = b""
             try:
@@ -217,8 +217,8 @@ class Viewer:
                 self.closes_at = min(self.closes_at, self._services.leave_at(now))
             if now >= self.closes_at:
                 return
-            if chunk:
-                continue
+            if chunk or self.cursor != cursor or self._has_finished():
+                continue  # an encoder may have nothing to say of what it was given
             if now - self.sent_at >= self.ping_seconds:
                 yield self.framing.ping
                 self.sent_at = now
