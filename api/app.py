@@ -23,7 +23,7 @@ def build(services: Services) -> ASGIApp:
         redoc_url=None,
         redirect_slashes=False,  # a redirect would repeat the query, and with it tokens
     )
-    shapes = {openai_errors.PREFIX: openai_errors.shape}
+    shapes = {openai_errors.PREFIX: openai_errors.shape, ai_sdk.PREFIX: ai_sdk.shape}
     problem.install(app, shapes)
     app.include_router(submit.router(services))
     app.include_router(generations.router(services))

@@ -30,11 +30,11 @@ from api.auth import authenticate
 from api.dialects.ai_sdk_messages import converted
 from api.dialects.ai_sdk_stream import Chunk, ResetStyle, UiMessageStream, framed, joined, replayed
 from api.dialects.viewer import DialectStream
-from api.problem import Problem, problem_of
+from api.problem import Problem
 from api.services import Services
 from api.submit import idempotency_key, parse, refusal, submit_job, validate
 from api.viewer import start
-from broker.errors import GenerationExpired, GenerationUnknown, LegatoError
+from broker.errors import GenerationExpired, GenerationUnknown
 from broker.events import CancelReason, Entry, Json
 from broker.generation import Record, is_id
 from broker.generation import Request as Job
@@ -42,6 +42,8 @@ from broker.options import Wrong
 from broker.position import BEGINNING
 from broker.records import CancelOutcome
 from broker.settings import Settings
+
+PREFIX: Final = "/ai-sdk/"
 
 #: Of threads that are chats; behind it stands the chat's id.
 THREAD: Final = "ai-sdk:"
@@ -64,7 +66,7 @@ def routes(services: Services) -> list[BaseRoute]:
     """The three routes."""
 
     def route(path: str, handler: _Handler, methods: list[str]) -> Route:
-        return Route(path, _answering(partial(handler, services)), methods=methods, include_in_schema=False)
+        return Route(path, partial(handler, services), methods=methods, include_in_schema=False)
 
     return [
         route("/ai-sdk/chat", _post, ["POST"]),
@@ -73,24 +75,20 @@ def routes(services: Services) -> list[BaseRoute]:
     ]
 
 
-def _answering(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    """Errors as `useChat` shows them."""
+class AiSdkError(Problem):
+    """A problem as `useChat` shows it: the body of the answer, as it is. The code is in a header."""
 
-    async def answer(request: Request) -> Response:
-        try:
-            return await handler(request)
-        except Problem as problem:
-            return _as_text(problem)
-        except LegatoError as error:
-            return _as_text(problem_of(error))
+    media_type = b"text/plain; charset=utf-8"
 
-    return answer
+    def body(self) -> bytes:
+        """What is wrong, and each field on a line of its own."""
+        return "\n".join([self.detail, *(f"{item.field}: {item.message}" for item in self.fields)]).encode()
 
 
-def _as_text(problem: Problem) -> Response:
-    lines = [problem.detail, *(f"{item.field}: {item.message}" for item in problem.fields)]
-    headers = {"cache-control": "no-store", "x-legato-code": problem.code} | problem.headers
-    return Response("\n".join(lines), status_code=problem.status, headers=headers, media_type="text/plain")
+def shape(problem: Problem) -> AiSdkError:
+    """The same problem, for a client of the AI SDK."""
+    headers = problem.headers | {"X-Legato-Code": problem.code}
+    return AiSdkError(problem.status, problem.code, problem.detail, fields=problem.fields, headers=headers)
 
 
 # --- POST /ai-sdk/chat ---
@@ -217,10 +215,10 @@ async def _find(services: Services, tenant: str, chat: str, *, lasting: bool) ->
             if lasting:
                 return record
         else:
-            found = await services.records.newest(tenant, limit=1, thread=THREAD + chat)
-            if not found.records:
+            current = await services.records.threads.current(tenant, THREAD + chat)
+            if current is None:
                 return None
-            record = found.records[0]
+            record = await services.records.get(tenant, current)
     except (GenerationUnknown, GenerationExpired):
         if lasting and is_id(chat):
             raise

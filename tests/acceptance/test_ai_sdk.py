@@ -363,6 +363,31 @@ def test_what_is_not_supported_is_refused_by_its_name(stack: Stack, fields: dict
     assert stack.get("/v1/generations?thread=ai-sdk:refused").json()["data"] == []
 
 
+def test_what_is_asked_beside_the_routes_is_answered_in_the_same_shape(stack: Stack) -> None:
+    """No such path, no such method, a body that is too large."""
+    large = b"[" + b" " * 2_000_000 + b"]"
+    for answer, status in (
+        (stack.get("/ai-sdk/nothing"), 404),
+        (stack.get("/ai-sdk/chat"), 405),
+        (request(stack.urls[0], "POST", "/ai-sdk/chat", body=large), 413),
+    ):
+        assert answer.status == status
+        assert answer.headers["content-type"].startswith("text/plain")
+        assert answer.headers["x-legato-code"]
+
+
+def test_a_chat_follows_the_policy_of_its_thread(stack: Stack) -> None:
+    """A message that interrupts ends the answer before it; the chat's stream is that of the new one."""
+    with ThreadPoolExecutor() as pool:
+        first = posting(stack, pool, "policy", {"tokens": 5000, "tokens_per_second": 20})
+        old = generation(stack, "policy")
+        stack.wait_entries(old, 5)
+        second = post(stack, "policy", {"text": "Second."}, thread_policy="interrupt")
+        assert message(first.result()).aborted
+    assert message(second).text == "Second."
+    assert message(stack.get("/ai-sdk/chat/policy/stream")).id == message(second).id
+
+
 def test_a_body_that_is_not_json_is_refused(stack: Stack) -> None:
     answer = request(stack.urls[0], "POST", "/ai-sdk/chat", body=b"{", headers={"content-type": "text/plain"})
     assert (answer.status, answer.headers["x-legato-code"]) == (400, "malformed_json")
