@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -20,6 +21,7 @@ from legato_client import (
     AsyncClient,
     Client,
     Completed,
+    Conflict,
     Delta,
     Generation,
     GenerationCancelled,
@@ -300,6 +302,59 @@ async def test_pages_lead_through_everything(client: AsyncClient) -> None:
     assert {each.id for each in found} == ids
     assert len(found) == 3
     assert all(each.thread == "pages" and each.answer is None for each in found)
+
+
+async def test_two_devices_read_a_thread_one_generation_after_the_other(stack: Stack) -> None:
+    """One from the beginning, through a proxy that cuts; the other from where it had been."""
+    thread = "a b/c"
+    async with through_a_proxy(stack) as (client, proxy):
+        assert (await client.get_thread(thread)).last is None
+        options = {"tokens": 20, "tokens_per_second": 40}
+        jobs = [
+            await client.submit(
+                provider="sim",
+                model="sim-1",
+                messages=MESSAGES,
+                thread=thread,
+                provider_options={**options, "seed": seed},
+            )
+            for seed in (21, 22, 23)
+        ]
+        seen = await client.get_thread(thread)
+        assert (seen.last, len(seen.queued)) in ((jobs[2].id, 2), (jobs[2].id, 3))
+        answers: dict[str | None, str] = {}
+        half: str | None = None
+        async with client.stream_thread(thread) as stream:
+            async for _ in stream:
+                answers[stream.generation] = stream.answer.text
+                if half is None and len(answers) == 2:
+                    half = stream.position
+                    proxy.cut()
+        assert answers == {job.id: sim_text(20, seed) for job, seed in zip(jobs, (21, 22, 23), strict=True)}
+        assert half is not None
+        async with client.stream_thread(thread, after=half) as other:
+            generations = [other.generation async for _ in other]
+        assert list(dict.fromkeys(generations)) == [jobs[1].id, jobs[2].id]
+        assert other.answer == stream.answer
+        assert other.position == stream.position
+        assert [event async for event in client.stream_thread(thread, after=stream.position)] == []
+
+
+async def test_a_busy_thread_refuses_who_does_not_want_to_wait(client: AsyncClient) -> None:
+    async def ask(**options: Any) -> str:
+        sim = {"tokens": 5, "first_token_ms": 60_000}
+        fields = {"thread": "busy", "provider_options": sim, **options}
+        return (await client.submit(provider="sim", model="sim-1", messages=MESSAGES, **fields)).id
+
+    first = await ask()
+    with pytest.raises(Conflict) as caught:
+        await ask(thread_policy="reject")
+    assert caught.value.code == "thread_busy"
+    second = await ask(thread_policy="interrupt")
+    with pytest.raises(GenerationCancelled) as interrupted:
+        await client.collect(first)
+    assert interrupted.value.reason == "interrupted"
+    await client.cancel(second)
 
 
 async def test_a_tool_of_the_client_is_answered(client: AsyncClient) -> None:

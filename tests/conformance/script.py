@@ -95,7 +95,10 @@ class _Body:
     def __init__(self, connection: Mapping[str, Any], log: Sequence[Entry], cursor: str | None, snapshot: bool) -> None:
         self._script = connection
         self._log = log
-        self._cursor = cursor or "0-0"
+        # On a thread: positions go out, and come back, with the generation in front.
+        self._before = f"{connection['generation']}/" if "generation" in connection else ""
+        ours = cursor is not None and cursor.startswith(self._before)
+        self._cursor = (cursor or "").removeprefix(self._before) if ours else "0-0"
         self._snapshot = snapshot and cursor is None
         self._newline = connection.get("newline", "\n")
         self.end = End.CLEAN
@@ -176,13 +179,21 @@ class _Body:
 
     def _open(self, changes: Mapping[str, Any]) -> bytes:
         head = self._log[-1].id if self._log else "0-0"
-        data = {"generation": "*", "from": self._cursor, "head": head, "status": "running", "attempt": 1, **changes}
+        generation = self._before.rstrip("/") or "*"
+        data = {
+            "generation": generation,
+            "from": self._cursor,
+            "head": head,
+            "status": "running",
+            "attempt": 1,
+            **changes,
+        }
         return self._block("open", None, data, retry=self._script.get("retry", RETRY_MS))
 
     def _block(self, event: str, place: str | None, data: Any, *, retry: int | None = None) -> bytes:
         text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
         lines = [f"event: {event}"]
-        lines += [f"id: {place}"] if place is not None else []
+        lines += [f"id: {self._before}{place}"] if place is not None else []
         lines += [f"retry: {retry}"] if retry is not None else []
         lines += [f"data: {text}", "", ""]
         return self._newline.join(lines).encode()

@@ -31,7 +31,7 @@ def _step(step: Mapping[str, Any], url: str, variables: dict[str, str]) -> Itera
         case {"submit": options}:
             yield from _submit(options, url, variables, step.get("as", "gen"))
         case {"wait": status}:
-            yield from _wait(url, step.get("of", variables["gen"]), status)
+            yield from _wait(url, step.get("of") or variables["gen"], status)
         case {"read": asked}:
             yield from _read(asked, step.get("expect", {}), step.get("save", {}), url, variables)
         case {"request": asked}:
@@ -159,7 +159,9 @@ def _frames(frames: list[Frame], expect: Mapping[str, Any]) -> Iterator[str]:
     if "positions" in expect:
         yield from mismatches(expect["positions"], [frame.id for frame in events if frame.id], "the positions")
     if expect.get("dense"):
-        places = [int(frame.id.split("-")[0]) for frame in events if frame.id and frame.event != "snapshot"]
+        places = [
+            int(frame.id.rpartition("/")[2].split("-")[0]) for frame in events if frame.id and frame.event != "snapshot"
+        ]
         if places != sorted(set(places)):
             yield f"the positions go back, or come twice: {places}"
     if len(frames) > expect.get("frames_at_most", len(frames)):

@@ -45,7 +45,7 @@ from legato_client.events import (
     Usage,
 )
 from legato_client.patience import Patience
-from legato_client.records import Generation, Options, Page, Submitted, ToolOutput
+from legato_client.records import Generation, Options, Page, Submitted, Thread, ToolOutput
 from legato_client.stream import Reconnect, Stream
 from legato_client.sync import Client, SyncStream
 
@@ -84,6 +84,7 @@ __all__ = [
     "Submitted",
     "SyncStream",
     "Terminal",
+    "Thread",
     "ToolCall",
     "ToolCallDone",
     "ToolOutput",

@@ -14,7 +14,17 @@ from legato_client.answer import Answer
 from legato_client.errors import Garbled, UnexpectedAnswer
 from legato_client.http import Http
 from legato_client.patience import Patience
-from legato_client.records import Generation, Options, Page, Submitted, ToolOutput, generation_of, submitted_of
+from legato_client.records import (
+    Generation,
+    Options,
+    Page,
+    Submitted,
+    Thread,
+    ToolOutput,
+    generation_of,
+    submitted_of,
+    thread_of,
+)
 from legato_client.stream import Reconnect, Stream
 
 _T = TypeVar("_T")
@@ -104,6 +114,33 @@ class AsyncClient:
             on_reconnect=on_reconnect,
         )
 
+    def stream_thread(
+        self,
+        thread: str,
+        *,
+        after: str | None = None,
+        snapshot: bool = False,
+        on_reconnect: Callable[[Reconnect], None] | None = None,
+    ) -> Stream:
+        """The events of a thread's generations, one after the other: the one that runs, or the last, from its start; or
+        from where `after` says, a position of such a stream. Ends when there is no more for now; open it again with its
+        `position` when there is. `stream.generation` says whose an event was."""
+        if snapshot and after is not None:
+            raise ValueError("after and snapshot exclude one another")
+        return Stream(
+            self._http,
+            _thread_path(thread) + "/events",
+            after=after,
+            snapshot=snapshot,
+            thread=True,
+            silence_seconds=self._silence_seconds,
+            on_reconnect=on_reconnect,
+        )
+
+    async def get_thread(self, thread: str) -> Thread:
+        """What a thread is at. A name that nothing was submitted under has nothing in it."""
+        return self._read(await self._http.call("GET", _thread_path(thread)), thread_of)
+
     async def collect(self, generation: str) -> Answer:
         """Wait for the end, and return everything. Raises `GenerationFailed`, `GenerationCancelled`; their `answer` is
         what there was."""
@@ -168,6 +205,12 @@ def _page_of(raw: dict[str, Any]) -> Page:
         data=tuple(generation_of(item, folded=False) for item in data),
         next_cursor=more if isinstance(more, str) else None,
     )
+
+
+def _thread_path(thread: str) -> str:
+    if not thread:
+        raise ValueError("the name of a thread is not empty")
+    return f"/v1/threads/{quote(thread, safe='')}"
 
 
 def _path(generation: str, rest: str = "") -> str:

@@ -172,6 +172,7 @@ class Open:
 
     verdict: str | None
     start: str
+    generation: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -343,7 +344,11 @@ def _cancelled(at: str | None, data: dict[str, Any]) -> Event:
 
 
 def _open(at: str | None, data: dict[str, Any]) -> Open:
-    return Open(verdict=_optional(data, "verdict"), start=_may(data, "from", str, BEGINNING))
+    return Open(
+        verdict=_optional(data, "verdict"),
+        start=_may(data, "from", str, BEGINNING),
+        generation=_may(data, "generation", str, ""),
+    )
 
 
 def _error(at: str | None, data: dict[str, Any]) -> ServerFault:

@@ -29,6 +29,7 @@ class Options(TypedDict, total=False):
     provider_options: Mapping[str, Any]
     fallbacks: Sequence[Mapping[str, Any]]
     thread: str
+    thread_policy: Literal["enqueue", "reject", "interrupt"]
     recovery: Literal["restart", "continue", "fail"]
     max_attempts: int
     on_disconnect: Mapping[str, Any]
@@ -94,6 +95,15 @@ class Page:
     next_cursor: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thread:
+    """Ids: of the generation that runs, of those that wait in order, of the newest."""
+
+    active: str | None
+    queued: tuple[str, ...]
+    last: str | None
+
+
 def submitted_of(raw: Mapping[str, Any], *, key: str, replayed: bool) -> Submitted:
     """Raises `Garbled`."""
     return Submitted(
@@ -121,6 +131,18 @@ def generation_of(raw: dict[str, Any], *, folded: bool) -> Generation:
         metadata=metadata if isinstance(metadata, dict) else {},
         answer=_answer_of(raw) if folded else None,
         raw=raw,
+    )
+
+
+def thread_of(raw: Mapping[str, Any]) -> Thread:
+    """Raises `Garbled`."""
+    if raw.get("object") != "thread" or not isinstance(raw.get("queued"), list):
+        raise Garbled("an object that is no thread")
+    active, last = raw.get("active"), raw.get("last")
+    return Thread(
+        active=active if isinstance(active, str) else None,
+        queued=tuple(str(each) for each in raw["queued"]),
+        last=last if isinstance(last, str) else None,
     )
 
 

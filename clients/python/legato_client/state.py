@@ -7,6 +7,9 @@ new state; clocks and dice are arguments.
       │                     │
       └──── a cut ◀─────────┘     (any other end, silence, a fault, no connection)
 
+A reader of a thread is over only with the 204: behind a terminal event it asks for the next generation. Its positions
+say whose they are, `<generation>/<seq>-<epoch>`.
+
 The cursor moves with whole events that have a position, and with nothing else. An event that came before is dropped: a
 server sends none twice, but what stands in between may.
 """
@@ -73,6 +76,7 @@ class Reading:
 
     cursor: str | None = None
     snapshot: bool = False  # ask for the folded state, while there is no cursor
+    thread: bool = False  # one generation after the other
     recent: tuple[str, ...] = ()  # the last positions received, since the last snapshot
     retry_seconds: float | None = None
     failures: int = 0  # connections in a row that brought nothing of the log
@@ -93,11 +97,13 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What a frame came to: what the user is given, if anything, and why the connection is no good, if it is not."""
+    """What a frame came to: what the user is given, if anything, and why the connection is no good, if it is not.
+    `done`: there is nothing more to read from it."""
 
     state: Reading
     event: Event | None = None
     fault: str | None = None
+    done: bool = False
 
 
 def asked(state: Reading, *, now: float) -> Reading:
@@ -127,7 +133,8 @@ def received(state: Reading, frame: Frame, *, now: float) -> Taken:
         case Snapshot(position=str(position)):
             return Taken(_good(replace(state, cursor=position, recent=()), now), event)
         case Completed() | Failed() | Cancelled():
-            return Taken(replace(_moved(state, frame.id, now), end=event, over=True), event)
+            ended = replace(_moved(state, frame.id, now), end=event, over=not state.thread)
+            return Taken(ended, event, done=True)
         case _:
             return Taken(_moved(state, frame.id, now), event)
 
@@ -155,12 +162,19 @@ def _replaces(frame: Frame) -> bool:
 
 
 def _opened(state: Reading, opened: Open, now: float) -> Taken:
-    lost_its_cursor = opened.verdict == "start" and state.cursor not in (None, BEGINNING)
-    state = replace(state, lost_at=None, opened_at=now)
-    if not lost_its_cursor:
+    ended, cursor = state.end is not None, state.cursor
+    state = replace(state, lost_at=None, opened_at=now, end=None)
+    if opened.verdict != "start" or cursor is None or cursor.endswith(BEGINNING):
         return Taken(state)
+    place = BEGINNING
+    if state.thread:
+        if cursor.partition("/")[0] != opened.generation:
+            return Taken(state)  # the next one
+        if ended:  # and again from its start: the header was dropped, and would be for ever
+            return Taken(nothing_more(state), done=True)
+        place = f"{opened.generation}/{BEGINNING}"
     # Something on the way dropped the header. All comes again, maybe merged otherwise, so what there was must go.
-    return Taken(replace(state, cursor=BEGINNING, recent=()), Snapshot(position=BEGINNING, text=""))
+    return Taken(replace(state, cursor=place, recent=()), Snapshot(position=place, text=""))
 
 
 def _moved(state: Reading, position: str | None, now: float) -> Reading:

@@ -1,4 +1,4 @@
-"""One generation, read to its end over as many connections as it takes. Joins `state` to `http`."""
+"""A generation, or those of a thread, read to the end over as many connections as it takes. Joins `state` to `http`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class Reconnect:
 class Stream:
     """Iterate over it once, in `async with` or closed with `aclose()`; that leaves the generation alone.
 
-    Ends behind the terminal event, which it yields; or at once where the position it was given is the end. Raises
+    Ends behind the terminal event, which it yields; or at once where the position it was given is the end. Of a thread
+    it yields one generation after the other, and ends when there is no more of them for now. Raises
     `Refused` (`NotFound`, `Gone` …), `Unavailable` when patience is over, `UnexpectedAnswer`. A wait for the next event
     may be cancelled, by `asyncio.timeout` for instance, and repeated: no event is lost, and no connection.
     """
@@ -45,6 +46,7 @@ class Stream:
         *,
         after: str | None = None,
         snapshot: bool = False,
+        thread: bool = False,
         silence_seconds: float,
         on_reconnect: Callable[[Reconnect], None] | None = None,
     ) -> None:
@@ -52,7 +54,8 @@ class Stream:
         self._path = path
         self._silence_seconds = silence_seconds
         self._on_reconnect = on_reconnect
-        self._state = Reading(cursor=after, snapshot=snapshot)
+        self._state = Reading(cursor=after, snapshot=snapshot, thread=thread)
+        self._generation: str | None = None  # of a thread, the one that events were yielded of
         self._fold = Fold()
         self._position = after
         self._waiting: deque[Event] = deque()
@@ -70,8 +73,14 @@ class Stream:
 
     @property
     def answer(self) -> Answer:
-        """What the events yielded so far say. Of a stream that began behind a position: what came behind it."""
+        """What the events yielded so far say; of a thread, of its `generation`. Of a stream that began behind a
+        position: what came behind it."""
         return self._fold.answer()
+
+    @property
+    def generation(self) -> str | None:
+        """Of a thread: whose the last event was. Else None: it is the one that was asked for."""
+        return self._generation
 
     def __aiter__(self) -> AsyncIterator[Event]:
         return self
@@ -94,6 +103,10 @@ class Stream:
         if not self._waiting:
             return None
         event = self._waiting.popleft()
+        if self._state.thread and event.position is not None:
+            generation = event.position.partition("/")[0]
+            if generation != self._generation:
+                self._generation, self._fold = generation, Fold()
         self._fold.add(event)
         self._position = event.position or self._position
         return event
@@ -177,31 +190,31 @@ class Stream:
             await self._hang_up()
             self._lost(self._http.unreachable(exc), cause=exc)
             return
-        problem = None
+        fault: str | None = None
+        done = False
         if chunk is None:
-            problem = f"{self._http.base_url} ended the body before the end"
+            fault = f"{self._http.base_url} ended the body before the end"
         else:
             try:
-                problem = self._take(chunk)
+                fault, done = self._take(chunk)
             except Garbled as exc:
-                problem = f"{self._http.base_url} sent {exc}"
-        if self._state.over:
+                fault = f"{self._http.base_url} sent {exc}"
+        if done or fault is not None:
             await self._hang_up()
-        elif problem is not None:
-            await self._hang_up()
-            self._lost(problem)
+        if fault is not None:
+            self._lost(fault)
 
-    def _take(self, chunk: bytes) -> str | None:
-        """Hand out what a chunk holds; why the connection is no good, if it is not."""
+    def _take(self, chunk: bytes) -> tuple[str | None, bool]:
+        """Hand out what a chunk holds; why the connection is no good, if it is not, and whether it has served."""
         now = time.monotonic()
         for frame in self._parser.feed(chunk):
             taken = received(self._state, frame, now=now)
             self._state = taken.state
             if taken.event is not None:
                 self._waiting.append(taken.event)
-            if taken.fault is not None:
-                return taken.fault
-        return None
+            if taken.fault is not None or taken.done:
+                return taken.fault, taken.done
+        return None, False
 
     def _lost(
         self, reason: str, *, retry_after_seconds: float | None = None, cause: BaseException | None = None

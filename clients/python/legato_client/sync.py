@@ -15,7 +15,7 @@ from legato_client.answer import Answer
 from legato_client.client import SILENCE_SECONDS, AsyncClient
 from legato_client.events import Event
 from legato_client.patience import Patience
-from legato_client.records import Generation, Options, Page, Submitted, ToolOutput
+from legato_client.records import Generation, Options, Page, Submitted, Thread, ToolOutput
 from legato_client.stream import Reconnect, Stream
 
 _T = TypeVar("_T")
@@ -79,6 +79,22 @@ class Client:
         stream = self._client.stream(generation, after=after, snapshot=snapshot, on_reconnect=on_reconnect)
         return SyncStream(stream, self._run)
 
+    def stream_thread(
+        self,
+        thread: str,
+        *,
+        after: str | None = None,
+        snapshot: bool = False,
+        on_reconnect: Callable[[Reconnect], None] | None = None,
+    ) -> SyncStream:
+        """See `AsyncClient.stream_thread`."""
+        stream = self._client.stream_thread(thread, after=after, snapshot=snapshot, on_reconnect=on_reconnect)
+        return SyncStream(stream, self._run)
+
+    def get_thread(self, thread: str) -> Thread:
+        """See `AsyncClient.get_thread`."""
+        return self._run(self._client.get_thread(thread))
+
     def collect(self, generation: str) -> Answer:
         """See `AsyncClient.collect`."""
         return self._run(self._client.collect(generation))
@@ -135,6 +151,11 @@ class SyncStream:
     def answer(self) -> Answer:
         """See `Stream.answer`."""
         return self._stream.answer
+
+    @property
+    def generation(self) -> str | None:
+        """See `Stream.generation`."""
+        return self._stream.generation
 
     def __iter__(self) -> Iterator[Event]:
         return self

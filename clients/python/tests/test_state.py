@@ -75,6 +75,49 @@ def test_a_server_that_did_not_get_the_cursor_is_taken_for_the_whole() -> None:
     assert after(Reading(cursor="0-0"), OPEN)[1] == []
 
 
+THREAD = Reading(thread=True)
+
+
+def of(generation: str, event: str, place: str | None, **data: Any) -> Frame:
+    return frame(event, f"{generation}/{place}" if place else None, **data)
+
+
+def test_a_thread_goes_on_behind_a_terminal_event_and_ends_with_204() -> None:
+    opened = frame("open", verdict="start", generation="a")
+    state, _ = after(THREAD, opened, of("a", "delta", "2-1", text="x"))
+    taken = received(state, of("a", "completed", "3-1", finish_reason="stop"), now=0.0)
+    assert taken.done
+    assert not taken.state.over
+    assert taken.state.headers()["Last-Event-ID"] == "a/3-1"
+    state, events = after(
+        taken.state, frame("open", verdict="start", generation="b"), of("b", "delta", "2-1", text="y")
+    )
+    assert [event.position for event in events] == ["b/2-1"]
+    assert state.cursor == "b/2-1"
+    assert nothing_more(state).over
+
+
+def test_a_thread_whose_cursor_is_lost_neither_doubles_text_nor_begins_for_ever() -> None:
+    opened = frame("open", verdict="start", generation="a")
+    state, _ = after(THREAD, opened, of("a", "delta", "2-1", text="x"))
+    again, events = after(state, opened)
+    assert events == [Snapshot(position="a/0-0", text="")]
+    assert again.cursor == "a/0-0"
+    state, _ = after(again, of("a", "completed", "3-1", finish_reason="stop"))
+    taken = received(state, opened, now=0.0)
+    assert taken.done
+    assert taken.state.over
+
+
+def test_a_generation_of_a_thread_that_is_deleted_is_left_for_the_next() -> None:
+    state, _ = after(THREAD, frame("open", verdict="start", generation="a"), of("a", "delta", "2-1", text="x"))
+    taken = received(state, of("a", "cancelled", None, reason="deleted"), now=0.0)
+    assert taken.done
+    assert taken.state.cursor == "a/2-1"
+    _, events = after(taken.state, frame("open", verdict="start", generation="b"), of("b", "delta", "2-1", text="y"))
+    assert [event.position for event in events] == ["b/2-1"]
+
+
 def test_an_open_without_verdict_and_an_error_make_no_connection_good() -> None:
     state = asked(Reading(), now=5.0)
     taken = received(state, frame("open", retry_ms=4000, verdict=None), now=6.0)

@@ -34,6 +34,30 @@ const ops = {
     return { ...outcome, text: stream.state.text, position: stream.position ?? null };
   },
 
+  /** A stream of this client's is one generation; behind its end a page asks for the thread's next one, as here. */
+  async stream_thread({ id, url, thread, from, options }) {
+    const legato = new Legato({ url });
+    let [position, text] = [from ?? undefined, ""];
+    try {
+      for (;;) {
+        const stream = legato.thread(thread, { from: position, ...limits(options) });
+        streams.set(id, stream);
+        for await (const { type, position: place, data } of stream) {
+          if (type !== "reconnecting") say(id, { event: type, position: place, data });
+          text = stream.state.text;
+        }
+        position = stream.position;
+        if (!stream.end) {
+          return { outcome: stream.connection === "closed" ? "stopped" : "ended", text, position: position ?? null };
+        }
+      }
+    } catch (error) {
+      return failure(error);
+    } finally {
+      streams.delete(id);
+    }
+  },
+
   async collect({ url, generation, options }) {
     try {
       const { status, text } = await new Legato({ url }).collect(generation, limits(options));

@@ -10,7 +10,7 @@ from typing import Any
 
 import legato_client as legato
 
-OPS = ["hello", "stream", "collect", "submit", "get", "list", "cancel", "delete", "stop"]
+OPS = ["hello", "stream", "stream_thread", "collect", "submit", "get", "list", "cancel", "delete", "stop"]
 NAMES: dict[type[legato.LegatoError], str] = {
     legato.InvalidRequest: "invalid_request",
     legato.NotAllowed: "not_allowed",
@@ -72,7 +72,11 @@ class Adapter:
         generation = command.get("generation", "")
         match command["op"]:
             case "stream":
-                await self.stream(number, command, client)
+                snapshot = bool(command.get("snapshot", False))
+                await self.stream(number, client.stream(generation, after=command.get("from"), snapshot=snapshot))
+            case "stream_thread":
+                stream = client.stream_thread(command["thread"], after=command.get("from"))
+                await self.stream(number, stream, outcome="ended")
             case "collect":
                 try:
                     answer = await client.collect(generation)
@@ -97,18 +101,14 @@ class Adapter:
             case _:
                 say(number, outcome="unsupported")
 
-    async def stream(self, number: str, command: Mapping[str, Any], client: legato.AsyncClient) -> None:
-        stream = client.stream(
-            command["generation"], after=command.get("from"), snapshot=bool(command.get("snapshot", False))
-        )
-        outcome = "stopped"
+    async def stream(self, number: str, stream: legato.Stream, *, outcome: str | None = None) -> None:
         try:
             async with stream:
                 async for event in stream:
                     say(number, event=EVENTS[type(event)], position=event.position, data=data_of(event))
-            outcome = outcome_of(stream.answer)
+            outcome = outcome or outcome_of(stream.answer)
         except asyncio.CancelledError:
-            pass  # the command `stop`
+            outcome = "stopped"  # the command `stop`
         say(number, outcome=outcome, text=stream.answer.text, position=stream.position)
 
 
