@@ -46,8 +46,8 @@ _IDLE_SECONDS: Final = 1.0
 _TAKE_MOST: Final = 16
 
 #: A run that had no answer of the store for this long asks for one: that is how it learns of a cancel.
-_POLL_SECONDS: Final = 0.7
-_TICK_SECONDS: Final = 0.2
+_POLL_SECONDS: Final = 0.5
+_TICK_SECONDS: Final = 0.1
 
 _WATCH_SECONDS: Final = 1.0
 

@@ -13,6 +13,7 @@ from broker.events import Completed, Delta, Failed, Reset, Started, Status
 from broker.keys import Keys
 from tests.support.sse_client import follow, open_stream
 from tests.support.stack import Stack, eventually
+from tests.support.wire_provider import Reply, WireProvider
 from worker.providers.sim import sim_text
 
 SLOW = {"tokens": 120, "seed": 5, "tokens_per_second": 40}
@@ -159,16 +160,17 @@ def test_a_job_that_nobody_ever_read_is_cancelled_too(stack: Stack) -> None:
 
 
 def test_a_reader_who_comes_back_within_the_grace_changes_nothing(stack: Stack) -> None:
-    generation = stack.submit({**SLOW, "tokens": 240}, on_disconnect={"policy": "cancel", "grace_seconds": 3})
+    """Away for longer than that in all, but never at once."""
+    generation = stack.submit({**SLOW, "tokens": 600}, on_disconnect={"policy": "cancel", "grace_seconds": 4})
     cursor = None
-    for _ in range(3):
+    for _ in range(5):
         with open_stream(stack.urls[0], generation, cursor) as stream:
             frames = stream.frames()
             for _ in range(8):
                 cursor = next(frames).id or cursor
         time.sleep(1)
     reader, _ = follow(stack.urls, generation)
-    assert reader.text == sim_text(240, 5)
+    assert reader.text == sim_text(600, 5)
 
 
 def test_the_viewers_of_a_killed_api_disappear_by_themselves(redis_url: str, tmp_path: Path) -> None:
@@ -198,10 +200,12 @@ def test_a_worker_whose_claim_the_store_forgot_does_not_run_the_job_twice(stack:
     assert max(event.attempt for _, event in stack.log(generation) if isinstance(event, Started)) == 1
 
 
-def test_a_retry_that_would_come_too_late_is_not_waited_for(stack: Stack) -> None:
+def test_a_retry_that_would_come_too_late_is_not_waited_for(redis_url: str, tmp_path: Path) -> None:
     """The provider asks to wait longer than the generation may take."""
-    faults = [{"at_token": 2, "kind": "rate_limit"}]
-    generation = stack.submit({"tokens": 30, "faults": faults}, timeout_seconds=0.9)
-    reader, _ = follow(stack.urls, generation)
+    with WireProvider(lambda _: Reply.error(429, {"error": {"message": "later"}}, retry_after="600")) as provider:
+        environment = {"LEGATO_PROVIDERS": "openai", "OPENAI_BASE_URL": provider.openai_url, "OPENAI_API_KEY": "none"}
+        with Stack.start(redis_url, tmp_path, environment=environment) as stack:
+            generation = stack.submit({}, provider="openai", timeout_seconds=60)
+            reader, _ = follow(stack.urls, generation, seconds=40)
     assert reader.ended is not None
     assert (reader.ended.event, reader.ended.data["code"]) == ("failed", "rate_limited")
