@@ -124,6 +124,11 @@ class ResponseStream:
         """Of the next event."""
         return self._blocks.number
 
+    @property
+    def ended(self) -> bool:
+        """Whether the log has its terminal event."""
+        return self._end is not None
+
     def gives(self, number: int) -> bool:
         """Whether an event of that number was, or will be, given behind `origin`."""
         return self._end is None or number < self.number

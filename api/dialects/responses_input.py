@@ -10,6 +10,7 @@ Deliberate oddities:
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -19,7 +20,16 @@ from api.dialects.responses_events import SEALED
 from broker.events import Json
 
 
-def take_input(draft: Draft) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Before:
+    """An earlier response that goes on: what it was asked with, its instructions left out, and what it gave."""
+
+    messages: list[Json]
+    output: list[Json]
+
+
+def take_input(draft: Draft, before: Before | None) -> int:
+    """Make messages of `instructions`, the response before and `input`; how many stand before those of the input."""
     messages: list[Json] = []
     match draft.body.get("instructions"):
         case None:
@@ -29,6 +39,10 @@ def take_input(draft: Draft) -> None:
             draft.said_as["messages.0"] = "instructions"
         case _:
             draft.refuse("instructions", "it must be a string")
+    if before is not None:
+        messages += before.messages
+        _Conversation(draft, messages).go_on(before.output)
+    skip = len(messages)
     match draft.body.get("input"):
         case str(text):
             messages.append({"role": "user", "content": text})
@@ -41,6 +55,7 @@ def take_input(draft: Draft) -> None:
             draft.refuse("input", "it must be a string or a list of items")
     draft.native["messages"] = messages
     draft.said_as["messages"] = "input"
+    return skip
 
 
 #: What items of each type may hold besides their type.
@@ -67,6 +82,14 @@ class _Conversation:
             self._add(f"input.{number}", item)
         if self._thoughts:
             self._assistant("input", anew=True)
+
+    def go_on(self, output: list[Json]) -> None:
+        """What was given before. A call that never became whole was not made."""
+        for item in output:
+            if item["type"] != "function_call" or item["status"] == "completed":
+                self._add("previous_response_id", item)
+        if self._thoughts:
+            self._assistant("previous_response_id", anew=True)
 
     def _add(self, path: str, item: object) -> None:
         draft = self._draft

@@ -60,9 +60,9 @@ def _page(request: HttpRequest) -> tuple[int, bool, str | None]:
 
 def input_items(subject: Subject, request: Request) -> list[Json]:
     """The items that were asked with, oldest first, each with an id of its own."""
-    instructions = request.dialect.get("name") == NAME and request.dialect.get("instructions")
+    skip = request.dialect.get("skip", 0) if request.dialect.get("name") == NAME else 0
     items: list[Json] = []
-    for message in request.messages[1 if instructions else 0 :]:
+    for message in request.messages[skip:]:
         items += _items(message)
     return [{"id": f"{_PREFIX[item['type']]}_{subject.key}_in{at}"} | item for at, item in enumerate(items)]
 

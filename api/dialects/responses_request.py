@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from api.dialects.openai_request import Draft, names, passed, stream_options, wire_of
-from api.dialects.responses_input import take_input
+from api.dialects.responses_input import Before, take_input
 from api.dialects.responses_object import NAME
 from broker.events import Json
 from broker.generation import Request
@@ -36,20 +36,21 @@ _KNOWN: Final = _HINTS | names(
 )
 
 #: Fields that a response object repeats as they were given.
-_REPEATED: Final = _HINTS | names("reasoning text truncation parallel_tool_calls max_tool_calls")
+_REPEATED: Final = _HINTS | names("reasoning text truncation parallel_tool_calls max_tool_calls previous_response_id")
 
 _ENCRYPTED: Final = "reasoning.encrypted_content"
 
 
-def job_of(body: Json, settings: Settings) -> Request:
-    """The job. Raises `Problem`, which names everything that is wrong or not supported."""
+def job_of(body: Json, settings: Settings, before: Before | None = None) -> Request:
+    """The job; it goes on from `before`, which `previous_response_id` names. Raises `Problem`, which names everything
+    that is wrong or not supported."""
     draft = Draft(body, settings)
     draft.only(_KNOWN)
     draft.model()
     for name in ("max_output_tokens", "temperature", "top_p", "metadata"):
         draft.take(name)
     _metadata(draft)
-    take_input(draft)
+    skip = take_input(draft, before)
     _tools(draft)
     _flags(draft)
     _options(draft)
@@ -58,6 +59,7 @@ def job_of(body: Json, settings: Settings) -> Request:
         draft.native["ttl_seconds"] = UNSTORED_SECONDS
     dialect: Json = {"name": NAME, "model": body.get("model"), "background": body.get("background") is True}
     dialect["instructions"] = body.get("instructions") is not None
+    dialect["skip"] = skip  # messages before those of its own input
     dialect["store"] = body.get("store") is not False
     dialect["repeated"] = {name: body[name] for name in sorted(_REPEATED) if body.get(name) is not None}
     return draft.job(dialect)
@@ -81,7 +83,6 @@ def _flags(draft: Draft) -> None:
     body = draft.body
     for name in ("background", "stream", "store"):
         draft.accept(name, True, False, why="it must be true or false")
-    draft.accept("previous_response_id", why="answers are not chained here: send the whole conversation as input")
     draft.accept("conversation", why="there are no conversations here: send the whole one as input")
     draft.accept("prompt", why="there are no stored prompts here")
     draft.accept("top_logprobs", 0, why="logprobs are not kept")

@@ -17,13 +17,14 @@ from api.dialects.encoder import CannotTakeBack
 from api.dialects.openai_errors import refused, stream_reset
 from api.dialects.openai_submit import body_of, generation_of, headers_of, interrupted, json_response, query_of, submit
 from api.dialects.responses_events import ResponseStream
-from api.dialects.responses_object import PREFIX, Subject, subject_of
+from api.dialects.responses_input import Before
+from api.dialects.responses_object import NAME, PREFIX, Subject, subject_of
 from api.dialects.responses_request import job_of
 from api.dialects.viewer import DialectStream
 from api.dialects.waiting import WaitForEnd
 from api.services import PASSING, Services
 from api.viewer import Start, start
-from broker.errors import StoreError
+from broker.errors import GenerationExpired, GenerationUnknown, StoreError
 from broker.events import CancelReason
 from broker.generation import Record, State
 from broker.position import BEGINNING
@@ -35,36 +36,6 @@ _ROUTE: Final = "POST /openai/v1/responses"
 def router(services: Services) -> APIRouter:
     """The routes of the dialect."""
     routes = APIRouter(include_in_schema=False)
-
-    async def create(request: Request) -> Response:
-        """The stream, the response as it is queued (`background`), or the response once it has ended."""
-        tenant = authenticate(request.scope)
-        body = await body_of(request)
-        job = job_of(body, services.settings)
-        if "last-event-id" in request.headers and "idempotency-key" in request.headers:
-            raise refused("Last-Event-ID", "this stream has no ids: read on with GET …?stream=true&starting_after=N")
-        accepted = await submit(services, tenant, request, body, job, route=_ROUTE)
-        subject = subject_of(accepted.id, accepted.created_ms, job)
-        headers = headers_of(accepted)
-        otherwise = interrupted(request, accepted, f"GET /openai/v1/responses/{subject.id} has it")
-        try:
-            if body.get("background") is True and body.get("stream") is not True:
-                return json_response((await state(services, accepted.id, subject)).response(), headers)
-            begin, events = await replay(services, tenant, accepted.id, subject)
-        except PASSING:
-            raise otherwise from None
-        if body.get("stream") is True:
-            return DialectStream(services, begin, events, headers=headers)
-        seen = ResponseStream(subject, mute=True)
-
-        async def ended() -> Response:
-            try:
-                completed_at = _completed_at(await services.records.get(tenant, accepted.id))
-            except StoreError:
-                completed_at = None
-            return json_response(seen.response(completed_at=completed_at), headers)
-
-        return WaitForEnd(services, begin, seen, ended, otherwise=otherwise)
 
     async def retrieve(request: Request, response_id: str) -> Response:
         """The response as of now, or its stream behind an event."""
@@ -93,12 +64,66 @@ def router(services: Services) -> APIRouter:
         await services.records.delete(record)
         return json_response({"id": PREFIX + record.id.removeprefix("gen_"), "object": "response", "deleted": True})
 
+    async def create(request: Request) -> Response:
+        return await _create(services, request)
+
     one = "/openai/v1/responses/{response_id}"
     routes.add_api_route("/openai/v1/responses", create, methods=["POST"])
     routes.add_api_route(one, retrieve, methods=["GET", "HEAD"])
     routes.add_api_route(one, delete, methods=["DELETE"])
     routes.add_api_route(f"{one}/cancel", cancel, methods=["POST"])
     return routes
+
+
+async def _create(services: Services, request: Request) -> Response:
+    """The stream, the response as it is queued (`background`), or the response once it has ended."""
+    tenant = authenticate(request.scope)
+    body = await body_of(request)
+    before = await _before(services, tenant, body.get("previous_response_id"))
+    job = job_of(body, services.settings, before)
+    if "last-event-id" in request.headers and "idempotency-key" in request.headers:
+        raise refused("Last-Event-ID", "this stream has no ids: read on with GET …?stream=true&starting_after=N")
+    accepted = await submit(services, tenant, request, body, job, route=_ROUTE)
+    subject = subject_of(accepted.id, accepted.created_ms, job)
+    headers = headers_of(accepted)
+    otherwise = interrupted(request, accepted, f"GET /openai/v1/responses/{subject.id} has it")
+    try:
+        if body.get("background") is True and body.get("stream") is not True:
+            return json_response((await state(services, accepted.id, subject)).response(), headers)
+        begin, events = await replay(services, tenant, accepted.id, subject)
+    except PASSING:
+        raise otherwise from None
+    if body.get("stream") is True:
+        return DialectStream(services, begin, events, headers=headers)
+    seen = ResponseStream(subject, mute=True)
+
+    async def ended() -> Response:
+        try:
+            completed_at = _completed_at(await services.records.get(tenant, accepted.id))
+        except StoreError:
+            completed_at = None
+        return json_response(seen.response(completed_at=completed_at), headers)
+
+    return WaitForEnd(services, begin, seen, ended, otherwise=otherwise)
+
+
+async def _before(services: Services, tenant: str, response_id: object) -> Before | None:
+    """The response that another one goes on from. Raises `Problem`."""
+    if response_id is None:
+        return None
+    field = "previous_response_id"
+    if not isinstance(response_id, str):
+        raise refused(field, "it must be a string")
+    try:
+        record = await services.records.get(tenant, generation_of(response_id, PREFIX))
+        asked = await services.records.asked(record.id)
+        seen = await state(services, record.id, subject_of(record.id, record.created_ms, asked))
+    except (GenerationUnknown, GenerationExpired):
+        raise refused(field, "there is no such response (any more)", code="previous_response_not_found") from None
+    if not seen.ended:
+        raise refused(field, "it has not ended yet")
+    instructions = asked.dialect.get("name") == NAME and asked.dialect.get("instructions")
+    return Before(messages=asked.messages[1 if instructions else 0 :], output=seen.response()["output"])
 
 
 async def _find(services: Services, request: Request, response_id: str) -> Record:
@@ -111,6 +136,8 @@ async def _subject(services: Services, record: Record) -> Subject:
 
 async def _shown(services: Services, record: Record) -> Response:
     seen = await state(services, record.id, await _subject(services, record))
+    if seen.ended and not record.state.is_terminal:  # in between
+        record = await services.records.get(record.tenant, record.id)
     cancelling = record.shown_state in (State.CANCELLING, State.CANCELLED)
     return json_response(seen.response(cancelling=cancelling, completed_at=_completed_at(record)))
 

@@ -50,6 +50,14 @@ TABLE: list[tuple[str, str, object, dict[str, str], tuple[int, str, str, str | N
     ("POST", RESPONSES, [], {}, (400, "invalid_request_error", "invalid_request", "(body)")),
     ("POST", RESPONSES, {"input": "x"}, {}, (400, "invalid_request_error", "invalid_request", "model")),
     ("POST", RESPONSES, BODY | {"shoe": 1}, {}, (400, "invalid_request_error", "invalid_request", "shoe")),
+    (
+        *("POST", RESPONSES, BODY | {"previous_response_id": f"resp_{'0' * 32}"}, {}),
+        (400, "invalid_request_error", "previous_response_not_found", "previous_response_id"),
+    ),
+    (
+        *("POST", RESPONSES, BODY | {"previous_response_id": 3}, {}),
+        (400, "invalid_request_error", "invalid_request", "previous_response_id"),
+    ),
     ("POST", RESPONSES, BODY, {"Idempotency-Key": ""}, (400, "invalid_request_error", "invalid_idempotency_key", None)),
     (
         "POST",

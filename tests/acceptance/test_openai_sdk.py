@@ -112,7 +112,7 @@ async def read_into(seen: list[Any], stream: AsyncIterator[Any]) -> None:
 
 async def test_a_background_stream_is_whole_however_often_it_is_cut(proxy: Proxy, client: openai.AsyncOpenAI) -> None:
     """OpenAI's documented example: create in the background, keep the cursor, go on with `starting_after`."""
-    text, numbers, cuts = "", list[int](), 0
+    text, numbers, cuts, asked = "", list[int](), 0, 1
     response_id = status = ""
     stream = await client.responses.create(model="sim-1", input="Hello", background=True, stream=True, extra_body=SLOW)
     async with cutting(proxy, first=3000):
@@ -132,17 +132,17 @@ async def test_a_background_stream_is_whole_however_often_it_is_cut(proxy: Proxy
                             pass
             except openai.APIConnectionError:
                 cuts += 1
-                before = proxy.connections
-                while True:
-                    try:
-                        stream = await client.responses.retrieve(response_id, stream=True, starting_after=numbers[-1])
-                        break
-                    except openai.APIConnectionError:
-                        pass
-                assert proxy.connections - before <= 9
+            while not status:
+                asked += 1
+                try:
+                    stream = await client.responses.retrieve(response_id, stream=True, starting_after=numbers[-1])
+                    break
+                except openai.APIConnectionError:
+                    pass
     assert (text, status) == (TEXT, "completed")
     assert numbers == list(range(len(numbers)))
     assert cuts > 3
+    assert proxy.connections <= 3 * asked  # the SDK's own two repetitions, and no loop
     kept = await client.responses.retrieve(response_id)
     assert (kept.status, kept.output_text) == ("completed", TEXT)
 
@@ -230,6 +230,36 @@ async def test_tools_are_called_and_answered(client: openai.AsyncOpenAI) -> None
         *["function_call"] * 2,
         *["function_call_output"] * 2,
     ]
+
+
+async def test_a_response_goes_on_from_the_one_before(client: openai.AsyncOpenAI) -> None:
+    """By its id alone; one that runs, or is not there any more, is refused."""
+    extra = sim(turns=TURNS)
+    first = await client.responses.create(model="sim-1", input="Weather?", tools=[WEATHER], extra_body=extra)
+    results: Any = [
+        {"type": "function_call_output", "call_id": item.call_id, "output": "rain"}
+        for item in first.output
+        if item.type == "function_call"
+    ]
+    second = await client.responses.create(
+        model="sim-1", input=results, tools=[WEATHER], previous_response_id=first.id, extra_body=extra
+    )
+    assert (second.output_text, second.previous_response_id) == ("Rain in both.", first.id)
+    third = await client.responses.create(
+        model="sim-1",
+        input="And?",
+        previous_response_id=second.id,
+        background=True,
+        extra_body=sim(tokens=900, tokens_per_second=20),
+    )
+    items = [item async for item in client.responses.input_items.list(third.id)]
+    assert [item.type for item in items] == ["message"]
+    with pytest.raises(openai.BadRequestError, match="not ended"):
+        await client.responses.create(model="sim-1", input="x", previous_response_id=third.id)
+    await client.responses.delete(third.id)
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.responses.create(model="sim-1", input="x", previous_response_id=third.id)
+    assert refused.value.code == "previous_response_not_found"
 
 
 async def test_a_cancel_ends_the_stream_and_stays(client: openai.AsyncOpenAI) -> None:
@@ -328,7 +358,7 @@ async def test_a_response_that_is_deleted_is_gone(client: openai.AsyncOpenAI) ->
 # --- waiting ---
 
 
-async def test_who_waits_for_the_whole_answer_counts_as_a_viewer(client: openai.AsyncOpenAI) -> None:
+async def test_who_waits_for_the_whole_answer_counts_as_a_viewer(stack: Stack, client: openai.AsyncOpenAI) -> None:
     """`on_disconnect: cancel` ends what nobody waits for, not what somebody does."""
     policy = {"on_disconnect": {"policy": "cancel", "grace_seconds": 1}}
     extra = {"legato": {"provider_options": {"tokens": 120, "seed": 5, "tokens_per_second": 30}, **policy}}
@@ -338,6 +368,8 @@ async def test_who_waits_for_the_whole_answer_counts_as_a_viewer(client: openai.
     leaving = client.with_options(timeout=1, max_retries=0)
     with pytest.raises(openai.APITimeoutError):
         await leaving.responses.create(model="sim-1", input="Hello", metadata={"who": "left"}, extra_body=extra)
+    (left,) = listed(stack, "left")
+    await asyncio.to_thread(stack.wait_status, left, "cancelled")
 
 
 async def test_an_api_that_stops_lets_go_of_who_waits_and_starts_nothing_twice(stack: Stack) -> None:
@@ -361,6 +393,29 @@ async def test_an_api_that_stops_lets_go_of_who_waits_and_starts_nothing_twice(s
     assert response_id in stopped.value.message
     async with client_of(stack.apis[1].port) as client, client.responses.stream(response_id=response_id) as stream:
         assert (await stream.get_final_response()).output_text == sim_text(100, 5)
+
+
+async def test_a_stream_goes_on_at_another_api_when_one_stops(stack: Stack) -> None:
+    """Its body ends incompletely, which the SDK raises; the same response is read on elsewhere."""
+    api = stack.add_api()
+    seen: list[Any] = []
+    async with client_of(api.port) as client:
+        stream = await client.responses.create(
+            model="sim-1", input="Hello", background=True, stream=True, extra_body=SLOW
+        )
+        reading = asyncio.create_task(read_into(seen, stream))
+        while len(seen) < 20:
+            await asyncio.sleep(0.01)
+        api.terminate()
+        with pytest.raises(openai.APIConnectionError):
+            await reading
+    await asyncio.to_thread(stack.remove, api)
+    async with client_of(stack.apis[1].port) as client:
+        last = seen[-1].sequence_number
+        rest = await client.responses.retrieve(seen[0].response.id, stream=True, starting_after=last)
+        await read_into(seen, rest)
+    assert [event.sequence_number for event in seen] == list(range(len(seen)))
+    assert "".join(event.delta for event in seen if event.type == "response.output_text.delta") == TEXT
 
 
 def listed(stack: Stack, who: str) -> list[str]:

@@ -10,6 +10,7 @@ from api.dialects import chat_request, responses_request
 from api.dialects.openai_errors import shape
 from api.dialects.openai_request import EXTRAS, resolve
 from api.dialects.responses_events import ResponseStream
+from api.dialects.responses_input import Before
 from api.dialects.responses_items import input_items
 from api.dialects.responses_object import subject_of
 from api.problem import Problem
@@ -114,6 +115,35 @@ def test_items_become_the_conversation_that_they_tell() -> None:
     assert len({item["id"] for item in items}) == len(items)
 
 
+def test_a_response_goes_on_from_the_one_before() -> None:
+    """Its conversation, its output, then the new input; its instructions are not kept. Reasoning goes back, a call that
+    never became whole does not."""
+    first = responses(model="anthropic/claude-y", instructions="Be brief.", input="Weather?", tools=[TOOL])
+    subject = subject_of(GENERATION, CREATED_MS, first)
+    stream = ResponseStream(subject, mute=True)
+    stream.encode([*NAMED["reasoning"][:-2], *NAMED["calls"][2:]])
+    output = stream.response()["output"]
+    half = {"type": "function_call", "call_id": "x", "name": "f", "arguments": "{", "status": "incomplete"}
+    before = Before(messages=first.messages[1:], output=[*output, half])
+    given = [{"type": "function_call_output", "call_id": f"call_{number}", "output": "rain"} for number in (0, 1)]
+    body = {"model": "anthropic/claude-y", "instructions": "Be kind.", "input": given, "previous_response_id": "resp_1"}
+    job = responses_request.job_of(body, SETTINGS, before)
+    calls = [
+        {"id": "call_0", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Bern"}'}},
+        {"id": "call_1", "type": "function", "function": {"name": "time", "arguments": "{}"}},
+    ]
+    block = {"type": "thinking", "thinking": "Rain, I guess.", "signature": "c2ln"}
+    assert job.messages == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": [block, {"type": "text", "text": "Rain."}], "tool_calls": calls},
+        *({"role": "tool", "tool_call_id": f"call_{number}", "content": "rain"} for number in (0, 1)),
+    ]
+    subject = subject_of(GENERATION, CREATED_MS, job)
+    assert subject.shown["previous_response_id"] == "resp_1"
+    assert [item["type"] for item in input_items(subject, job)] == ["function_call_output"] * 2
+
+
 def test_options_reach_the_provider_in_its_own_words() -> None:
     """The same wish to each wire of OpenAI's, from each of its dialects."""
     schema = {"name": "s", "schema": {"type": "object"}, "strict": True}
@@ -196,7 +226,6 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (responses, {"tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
     (responses, {"metadata": {"a": 1}}, "metadata.a"),
     (responses, {"background": "yes"}, "background"),
-    (responses, {"previous_response_id": "resp_1"}, "previous_response_id"),
     (responses, {"conversation": "c"}, "conversation"),
     (responses, {"prompt": {"id": "p"}}, "prompt"),
     (responses, {"include": ["message.output_text.logprobs"]}, "include[0]"),

@@ -93,6 +93,18 @@ test('tools are called and answered', async () => {
   assert.deepEqual(items.slice(-2), ['function_call_output', 'function_call_output']);
 });
 
+test('a response goes on from the one before', async () => {
+  const tools = [{ type: 'function', name: 'weather', parameters: PARAMETERS, strict: false }];
+  const first = await it.client.responses.create({ model: 'sim-1', input: 'Weather?', tools, ...TURNS });
+  const calls = first.output.filter(item => item.type === 'function_call');
+  const input = calls.map(call => ({ type: 'function_call_output', call_id: call.call_id, output: 'rain' }));
+  const second = await it.client.responses.create({
+    model: 'sim-1', input, tools, previous_response_id: first.id, ...TURNS,
+  });
+  assert.equal(second.output_text, 'Rain in both.');
+  assert.equal(second.previous_response_id, first.id);
+});
+
 test('a cancel ends the stream with its status, and stays', async () => {
   const stream = it.client.responses.stream({
     model: 'sim-1', input: 'Hello', background: true, ...sim({ tokens: 5000, tokens_per_second: 100 }),
@@ -144,8 +156,8 @@ test('a reset ends an open stream, and what was before it is refused once', asyn
 
 test('what is wrong is named', async () => {
   await assert.rejects(
-    it.client.responses.create({ model: 'sim-1', input: 'x', previous_response_id: 'resp_1', temperature: 7 }),
-    error => error instanceof OpenAI.BadRequestError && error.param === 'previous_response_id'
+    it.client.responses.create({ model: 'sim-1', input: 'x', conversation: 'conv_1', temperature: 7 }),
+    error => error instanceof OpenAI.BadRequestError && error.param === 'conversation'
       && /temperature/.test(error.message) && /^req_/.test(error.requestID),
   );
 });
