@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from fastapi import FastAPI
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp
 
-from api import generations, health, metrics, multiplex, openapi, problem, submit, threads, tool_results, webhooks
+from api import (
+    generations,
+    health,
+    metrics,
+    multiplex,
+    openapi,
+    problem,
+    submit,
+    threads,
+    tool_results,
+    webhooks,
+    websocket,
+)
 from api.dialects import ai_sdk, chat_routes, openai_errors, openai_models, responses_items, responses_routes
 from api.edge import Edge
 from api.services import Services
@@ -46,6 +58,13 @@ def build(services: Services) -> ASGIApp:
     )
     many = Route("/v1/events", multiplex.MultiplexRoute(services), methods=["GET", "HEAD"], include_in_schema=False)
     app.router.routes += [events, thread_events, many]
+    sockets = websocket.WebSocketRoute(services)
+    where = "/v1/generations/{generation}/ws"
+    app.router.routes += [
+        Route(where, sockets, methods=["GET"], include_in_schema=False),
+        WebSocketRoute(where, sockets),
+        WebSocketRoute("/{path:path}", websocket.Nowhere()),
+    ]
     app.include_router(threads.router(services))  # behind them: a name may hold slashes
     app.router.routes.extend(ai_sdk.routes(services))
     openapi.install(app)

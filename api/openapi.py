@@ -201,6 +201,7 @@ _ANSWERS: Final[dict[tuple[str, str], Json]] = {
         ),
         "204": _answer("The cursor has seen the end"),
     },
+    ("get", _ONE + "/ws"): {"101": _answer("A WebSocket: the same events as messages")},
     ("get", _THREAD): {"200": _answer("What it is doing", "Thread")},
     ("get", _THREAD + "/events"): {
         "200": _answer("Events of one of its generations", **_STREAM, **{"application/x-ndjson": _EVENTS}),
@@ -242,6 +243,12 @@ _PARAMETERS: Final[dict[tuple[str, str], list[Json]]] = {
             "query", "limit", "poll: events", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 500}
         ),
     ],
+    ("get", _ONE + "/ws"): [
+        {**_parameter("path", "generation", "its id", _STRING), "required": True},
+        _parameter("query", "last_event_id", "the last position that was taken in", _POSITION),
+        _FROM,
+        _parameter("query", "window", "most events unacknowledged", {"type": "integer", "minimum": 1, "maximum": 1024}),
+    ],
     ("get", _THREAD + "/events"): [
         {**_parameter("path", "thread", "its name", _STRING), "required": True},
         _parameter("header", "Last-Event-ID", _QUALIFIED, _STRING),
@@ -266,6 +273,7 @@ def install(app: FastAPI) -> None:
             document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
             paths = document["paths"]
             paths[_ONE + "/events"] = {"get": {"summary": "Follow a generation", "operationId": "events"}}
+            paths[_ONE + "/ws"] = {"get": {"summary": "Follow a generation by WebSocket", "operationId": "websocket"}}
             paths[_THREAD + "/events"] = {"get": {"summary": "Follow a thread", "operationId": "thread_events"}}
             paths["/v1/events"] = {"get": {"summary": "Follow many generations", "operationId": "many_events"}}
             for (method, path), answers in _ANSWERS.items():

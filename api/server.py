@@ -23,6 +23,7 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from api.app import build
 from api.gauges import Gauges
@@ -30,6 +31,7 @@ from api.held import Held, Holder
 from api.problem import MEDIA_TYPE, Problem
 from api.services import Services
 from api.stream import CONNECTION
+from api.websocket import ABORT
 from broker.connect import without_secrets
 from broker.errors import StoreUnavailable
 from broker.settings import Settings
@@ -41,6 +43,9 @@ _STOP_SECONDS: Final = 5
 
 #: How often it is looked whether all streams have left.
 _LOOK_SECONDS: Final = 0.05
+
+#: A message of a WebSocket's client is an acknowledgement or a cancel.
+_MOST_MESSAGE_BYTES: Final = 4096
 
 #: close() then sends RST instead of FIN, and drops what is unsent.
 _LINGER_ZERO: Final = struct.pack("ii", 1, 0)
@@ -72,6 +77,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
+        if self.cycle is None or self.cycle.scope is not self.scope:
+            return  # a WebSocket: somebody else's from here on
         self._unfinished = (*(cycle for cycle in self._unfinished if not cycle.response_complete), self.cycle)
         self.scope[CONNECTION] = _Exchange(self, self.cycle)  # type: ignore[typeddict-unknown-key]  # a key of ours
 
@@ -145,11 +152,33 @@ class _Exchange:
         self._cycle.expected_content_length = sys.maxsize
 
 
-class _CutsAreNoErrors(logging.Filter):
-    """uvicorn calls a body that is ended incompletely an error of the application's; here it is meant."""
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket protocol; the application may drop the connection, and ends it by itself at a shutdown."""
+
+    async def run_asgi(self) -> None:
+        self.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]  # a key of ours
+        await super().run_asgi()
+
+    def shutdown(self) -> None:
+        if not self.handshake_complete or self.close_sent:
+            super().shutdown()
+
+
+class _Meant(logging.Filter):
+    """What uvicorn would log and shall not. A body that is ended incompletely is meant, and so is a handshake that is
+    answered with a problem; a message that is not UTF-8 is the client's mistake, and told to it; a line for each
+    WebSocket would hold its query, with tokens and cursors."""
+
+    _KNOWN: Final = (
+        "returned without completing response",
+        "returned without completing handshake",
+        "Invalid UTF-8 sequence received",
+        '"WebSocket ',
+    )
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return "returned without completing response" not in record.getMessage()
+        message = record.getMessage()
+        return not any(known in message for known in self._KNOWN)
 
 
 class Server(uvicorn.Server):
@@ -220,7 +249,7 @@ async def serve(
             await services.store.facts()
         except StoreUnavailable as exc:
             _log.warning("store_unavailable", store=without_secrets(url), error=str(exc))
-        server = Server(services, config(build(services)))
+        server = Server(services, config(build(services), settings))
 
         async def stop_when_told() -> None:
             await stop.wait()
@@ -242,12 +271,17 @@ def _tune_collector() -> None:
     gc.set_threshold(10_000, 20, 100)
 
 
-def config(app: ASGIApp) -> uvicorn.Config:
+def config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     """uvicorn's configuration: no access log (query strings hold tokens and cursors), no server header."""
-    logging.getLogger("uvicorn.error").addFilter(_CutsAreNoErrors())
+    logging.getLogger("uvicorn.error").addFilter(_Meant())
     return uvicorn.Config(
         app,
         loop="uvloop",
+        ws=WebSocketProtocol,
+        ws_max_size=_MOST_MESSAGE_BYTES,
+        ws_per_message_deflate=False,  # it costs more than it saves with messages of some bytes
+        ws_ping_interval=settings.ping_seconds,
+        ws_ping_timeout=settings.send_timeout_seconds,
         lifespan="off",
         access_log=False,
         server_header=False,

@@ -88,12 +88,13 @@ class Viewer:
     """
 
     __slots__ = (
-        *("closes_at", "cursor", "finished", "framing", "parks", "ping_seconds", "sent_at", "topic"),
+        *("closes_at", "cursor", "fault", "finished", "framing", "parks", "ping_seconds", "sent_at", "topic"),
         *("_begin", "_clock", "_counted", "_generation", "_leaving", "_may_park", "_page_size", "_seated", "_services"),
     )
 
     def __init__(self, services: Services, begin: Start, framing: Framing, *, may_park: bool = False) -> None:
         self.framing = framing
+        self.fault: LegatoError | None = None  # why it ends without having finished, where that is one
         self.finished = False
         self.parks = False
         self.cursor = begin.cursor
@@ -120,6 +121,7 @@ class Viewer:
             async for chunk in self._phases():
                 yield chunk
         except LegatoError as error:
+            self.fault = error
             yield error_frame(self.framing, error)
         finally:
             if not self.parks:

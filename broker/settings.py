@@ -169,6 +169,9 @@ class Settings(BaseSettings):
     max_multiplexed: int = Field(
         50, ge=1, le=100, description="Generations and threads that one connection to `/v1/events` may carry."
     )
+    websocket_window: int = Field(
+        256, ge=1, le=1024, description="Events that a WebSocket may have unacknowledged, where it does not say."
+    )
     send_timeout_seconds: float = Field(
         60.0, gt=0, description="A viewer that takes nothing for this long is cut; it may come back."
     )

@@ -148,6 +148,7 @@ def test_answers_are_as_it_says(stack: Stack, document: Any) -> None:
         assert ask(method, path, "gen_x").status == 404
     in_thread = ask("POST", submit, body=job({"tokens": 3}, thread="{thread}")).json()["id"]
     assert ask("GET", "/v1/threads/{thread}").json()["last"] == in_thread
+    assert ask("GET", ONE + "/ws", in_thread).status == 426
     assert ask("POST", submit, body=job({"tokens": 3}, thread_policy="reject")).status == 422
     for accept in (SSE, NDJSON):
         assert ask("GET", "/v1/threads/{thread}/events", Accept=accept).status == 200
