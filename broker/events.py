@@ -91,9 +91,8 @@ class Started:
     model: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delta:
-    """The next piece of the answer. `text` is never empty."""
+class Delta(NamedTuple):
+    """The next piece of the answer. `text` is never empty. A tuple, for it is made once a token."""
 
     text: str
     kind: DeltaKind = DeltaKind.TEXT

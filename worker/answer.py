@@ -88,11 +88,12 @@ class Answer:
         keeps us waiting is no silence of the provider's."""
         writer, facts, counts = self._writer, self._facts, self._purse.counts
         plainly = self._pipeline is None and self._cutter is None and self._most is None
+        clock, plain, add_text = time.monotonic, DeltaKind.TEXT, writer.add_text  # looked up once, not for each token
         self._watch = watch
         try:
             async with aclosing(provider.stream(call)) as events, watch:
                 async for given in events:
-                    watch.last = now = time.monotonic()
+                    watch.last = now = clock()
                     event = given if overlap is None else overlap.rest_of(given)
                     # Nearly every event is a piece of text that goes to the log as it is: it is looked at first, and
                     # without a pattern.
@@ -100,10 +101,10 @@ class Answer:
                         if now - facts.last_at > facts.longest_gap:
                             facts.saw(now)
                         facts.last_at = now
-                        if event.kind is not DeltaKind.TEXT:
+                        if event.kind is not plain:
                             self._pass_on(event)
                         elif plainly:
-                            writer.add_text(event.text)
+                            add_text(event.text)
                         else:
                             self._text(event.text)
                         if counts and self._purse.count():

@@ -8,7 +8,7 @@ text, call and part, for the provider replays one and the same answer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import orjson
 
@@ -64,7 +64,7 @@ class Overlap:
                 self._texts[kind] = max(0, known - len(text))
                 if known >= len(text):
                     return None
-                return replace(event, text=text[known:]) if known else event
+                return Delta(text[known:], kind) if known else event
             case ToolCall(index=index, arguments=arguments) if index in self._arguments:
                 known = self._arguments[index]
                 self._arguments[index] = max(0, known - len(arguments))

@@ -13,6 +13,8 @@ data of one block, longer than `most_bytes` is an error, for a broken peer must 
 
 from __future__ import annotations
 
+import re
+from operator import itemgetter
 from typing import Final
 
 from broker.errors import ProviderError
@@ -25,6 +27,10 @@ MAX_BYTES: Final = 1 << 20
 SseEvent = tuple[bytes | None, bytes]
 
 _BOM: Final = b"\xef\xbb\xbf"
+
+#: A plain block, as nearly all are: a name, perhaps, and one line of data.
+_PLAIN: Final = re.compile(rb"(?m)^(?:event: ?([^\n]++)\n)?data: ?([^\n]*+)\n\n")
+_NAME: Final = itemgetter(0)
 
 
 class SseReader:
@@ -64,6 +70,8 @@ class SseReader:
             chunk = b"".join(self._partial)
             self._partial.clear()
             self._partial_bytes = 0
+        if (events := self._plain(chunk)) is not None:
+            return events
         lines = chunk.split(b"\n")
         if len(chunk) > self._most and max(map(len, lines)) > self._most:
             raise _too_long("line", self._most)
@@ -73,6 +81,25 @@ class SseReader:
         if rest := lines.pop():
             self._keep(rest)
         return self._blocks(lines)
+
+    def _plain(self, chunk: bytes) -> list[SseEvent] | None:
+        """The events of a chunk whose blocks are all plain, all with a name or none, up to an unfinished one, which is
+        kept; None where they are not. Much cheaper than line by line."""
+        if self._at_start or self._data or self._name is not None or len(chunk) > self._most:
+            return None
+        end = chunk.rfind(b"\n\n") + 2
+        if end < 2:
+            return None
+        events: list[SseEvent] = _PLAIN.findall(chunk, 0, end)
+        # A block that is found has two lines, or three with a name: their number says that nothing was passed over.
+        lines = chunk.count(b"\n", 0, end)
+        if lines == 2 * len(events):
+            events = [(None, data) for _, data in events]
+        elif lines != 3 * len(events) or not all(map(_NAME, events)):
+            return None
+        if end < len(chunk):
+            self._keep(chunk[end:])
+        return events
 
     def _blocks(self, lines: list[bytes]) -> list[SseEvent]:
         events: list[SseEvent] = []

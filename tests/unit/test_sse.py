@@ -66,9 +66,23 @@ LINES = st.one_of(
     st.text(max_size=4).map(lambda text: b"data:" + text.encode().replace(b"\r", b"").replace(b"\n", b"")),
     st.binary(max_size=8),
 )
-STREAMS = st.lists(st.tuples(LINES, st.sampled_from([b"\n", b"\r", b"\r\n"])), max_size=20).map(
-    lambda lines: b"".join(line + end for line, end in lines)
+BLOCKS = st.sampled_from(
+    [
+        *(b"data: a\n\n", b"event: x\ndata: b\n\n", b"event:y\ndata:\n\n", b"event: x\ndata:  c \n\n"),  # plain ones
+        *(
+            b"event:\ndata: d\n\n",
+            b"event: \ndata: d\n\n",
+            b"event\ndata: d\n\n",
+            b"data: e\nevent: x\n\n",
+            b"data\n\n",
+        ),
+        *(b": data: f\n\n", b"xdata: g\n\n", b"event: x\n\n", b"event: xdata: h\n\n", b": ping\n", b"\n", b"id: 1\n"),
+        *(b"data: i\ndata: j\n\n", b"data: k\r\n\r\n", b"event: x\r\ndata: l\r\n\r\n", b"\xef\xbb\xbfdata: m\n\n"),
+    ]
 )
+STREAMS = st.lists(BLOCKS, max_size=12).map(b"".join) | st.lists(
+    st.tuples(LINES, st.sampled_from([b"\n", b"\r", b"\r\n"])), max_size=20
+).map(lambda lines: b"".join(line + end for line, end in lines))
 
 
 def reference(stream: bytes) -> list[SseEvent]:

@@ -275,6 +275,8 @@ class EventMapper:
 
     def _delta(self, index: int, delta: Mapping[str, Any]) -> Sequence[ProviderEvent]:
         match delta["type"]:
+            case "text_delta" if not self._frames.mends and type(text := delta["text"]) is str:  # most of them
+                return (Delta(text),) if text else ()
             case "text_delta":
                 return self._text(DeltaKind.TEXT, delta["text"])
             case "thinking_delta":

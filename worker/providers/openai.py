@@ -204,9 +204,9 @@ class ChunkMapper:
         return events
 
     def _delta(self, delta: Mapping[str, Any], events: list[ProviderEvent]) -> None:
-        if len(delta) == 1 and isinstance(content := delta.get("content"), str):  # most of them
-            if content := self._frames.text(DeltaKind.TEXT, content):
-                events.append(Delta(text=content))
+        if len(delta) == 1 and not self._frames.mends and type(content := delta.get("content")) is str:  # most of them
+            if content:
+                events.append(Delta(content))
             return
         if reasoning := delta.get("reasoning_content") or delta.get("reasoning"):
             self._text(DeltaKind.REASONING, reasoning, events)

@@ -47,8 +47,9 @@ _INCOMPLETE_REASONS: Final = {
     "content_filter": FinishReason.CONTENT_FILTER,
 }
 
+_TEXT: Final = "response.output_text.delta"
 _DELTAS: Final = {
-    "response.output_text.delta": DeltaKind.TEXT,
+    _TEXT: DeltaKind.TEXT,
     "response.refusal.delta": DeltaKind.REFUSAL,
     "response.reasoning_text.delta": DeltaKind.REASONING,
     "response.reasoning_summary_text.delta": DeltaKind.REASONING,
@@ -283,6 +284,8 @@ class EventMapper:
             self._after = None
         self._last = event
         kind = event.get("type")
+        if kind == _TEXT and not self._frames.mends and type(text := event["delta"]) is str:  # most of them
+            return (Delta(text),) if text else ()
         if text_kind := _DELTAS.get(kind):
             return self._text(text_kind, event["delta"])
         match kind:

@@ -9,7 +9,6 @@ something else, that follows the whitespace that was shown. Some servers begin t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from broker.events import Delta, DeltaKind, Json, ToolCall
 from worker.providers.base import Finish, ProviderEvent
@@ -50,7 +49,7 @@ class Seam:
             match event:
                 case Delta(kind=DeltaKind.TEXT) if self._open:
                     if text := self._new(event.text):
-                        out.append(replace(event, text=text))
+                        out.append(Delta(text))
                 case ToolCall() | Finish() if self._open:  # no more text at this place
                     self._echo = ""
                     if text := self._after_echo(""):

@@ -150,10 +150,10 @@ class Frames:
     is held back until its other half comes; what stays alone becomes U+FFFD. `key` says which text a piece is of.
     """
 
-    __slots__ = ("_halves", "_mend")
+    __slots__ = ("_halves", "mends")
 
     def __init__(self) -> None:
-        self._mend = False  # no frame so far held a half: texts need no look
+        self.mends = False  # no frame so far held a half: texts need no look
         self._halves: dict[DeltaKind | int, str] = {}
 
     @property
@@ -166,12 +166,12 @@ class Frames:
         try:
             return orjson.loads(data)
         except orjson.JSONDecodeError:  # it refuses halves of characters, and bytes that are not UTF-8
-            self._mend = True
+            self.mends = True
             return json.loads(data.decode("utf-8", "replace"))
 
     def text(self, key: DeltaKind | int, piece: str) -> str:
         """`piece` with whole characters only; may be empty, as long as a half waits for its other one."""
-        if not self._mend:
+        if not self.mends:
             return piece
         piece = self._halves.pop(key, "") + piece
         if piece and "\ud800" <= piece[-1] <= "\udbff":

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from broker.errors import ProviderError
+from broker.events import Delta
 from tests.providers.wires import WIRES, Wire, collect, request
 from tests.support.wire_provider import Reply, WireProvider
 from worker.providers.base import Call, ProviderEvent
@@ -79,7 +80,8 @@ def _shown(event: ProviderEvent | ProviderError) -> dict[str, Any]:
     """An event by its name, without the fields that are not set."""
     if isinstance(event, ProviderError):
         return {"ProviderError": {"code": event.code, "retryable": event.retryable, "message": event.message}}
-    return {type(event).__name__: {name: _plain(item) for name, item in asdict(event).items() if item is not None}}
+    fields = event._asdict() if isinstance(event, Delta) else asdict(event)
+    return {type(event).__name__: {name: _plain(item) for name, item in fields.items() if item is not None}}
 
 
 def _plain(value: Any) -> Any:
