@@ -15,7 +15,7 @@ from chaos.faults import Done, Loss
 from chaos.follower import TERMINAL, Sightings, Violation, results_of
 from chaos.jobs import Job
 from chaos.losses import SLACK_SECONDS, Losses
-from chaos.processes import Child, Held
+from chaos.processes import Child, Held, Waits
 from chaos.schedule import Kind
 
 #: How long after a fault things may be slow, and how late an end may be told when nothing is wrong: a notification that
@@ -23,7 +23,8 @@ from chaos.schedule import Kind
 _AFTERMATH_SECONDS: Final = 4.0
 _LATE_SECONDS: Final = 4.0
 _STARTING_SECONDS: Final = 5.0
-#: A worker that waits for a processor for this part of its lease cannot be counted on to renew it.
+#: A worker that waits for a processor for this part of its lease cannot be counted on to renew it; nor one whose way to
+#: the store does, which is this process.
 _STARVED: Final = 4
 #: A refused submit whose outcome was unknown is taken back within this time, the outage that explains it included.
 _TAKEN_BACK_SECONDS: Final = 15.0
@@ -232,7 +233,9 @@ def generation_of(key: str) -> str:
     return key[key.index("{") + 1 : key.index("}")]
 
 
-def check_take_overs(holdings: Sequence[Held], losses: Losses, *, lease_seconds: float, verdict: Verdict) -> None:
+def check_take_overs(
+    holdings: Sequence[Held], losses: Losses, ours: Waits, *, lease_seconds: float, verdict: Verdict
+) -> None:
     """Nobody takes a generation from a worker that lives and is awake, whatever the store went through. Costs no text,
     but it costs an attempt: the living would lose everything at every outage."""
     by_generation: dict[str, list[Held]] = {}
@@ -248,7 +251,8 @@ def check_take_overs(holdings: Sequence[Held], losses: Losses, *, lease_seconds:
                 since <= after.since and until >= after.since - lease_seconds - _AFTERMATH_SECONDS
                 for since, until in before.life.pauses
             )
-            starved = before.life.waited_between(after.since - lease_seconds, after.since) > lease_seconds / _STARVED
+            waited = max(each.between(after.since - lease_seconds, after.since) for each in (before.life.waits, ours))
+            starved = waited > lease_seconds / _STARVED
             if starved and not asleep:
                 verdict.excuse("worker_without_processor", generation)
             elif not asleep:

@@ -35,6 +35,25 @@ _TCP_STATES: Final = {"01": "established", "08": "close_wait", "0A": "listen"}
 
 
 @dataclass(slots=True)
+class Waits:
+    """How long a process's main thread had waited for a processor, in seconds, as told at times (Linux tells)."""
+
+    samples: list[tuple[float, float]] = field(default_factory=list)
+
+    def sample(self, pid: int) -> None:
+        """Ask for it now."""
+        with suppress(OSError, IndexError, ValueError):
+            waited = int(Path(f"/proc/{pid}/schedstat").read_text().split()[1])
+            self.samples.append((time.time(), waited / 1e9))
+
+    def between(self, since: float, until: float) -> float:
+        """Seconds that it was ready to run and did not, about: by the samples around that time."""
+        before = [total for at, total in self.samples if at <= since][-1:] or [0.0]
+        behind = [total for at, total in self.samples if at >= until][:1] or [total for _, total in self.samples[-1:]]
+        return behind[0] - before[0] if behind else 0.0
+
+
+@dataclass(slots=True)
 class Incarnation:
     """One life of a process. Times are Unix seconds."""
 
@@ -44,14 +63,7 @@ class Incarnation:
     ended_at: float | None = None
     #: Times it was paused, from … to.
     pauses: list[tuple[float, float]] = field(default_factory=list)
-    #: How long it had waited for a processor, in seconds, as told at times.
-    waited: list[tuple[float, float]] = field(default_factory=list)
-
-    def waited_between(self, since: float, until: float) -> float:
-        """Seconds that it was ready to run and did not, about: by the samples around that time."""
-        before = [total for at, total in self.waited if at <= since][-1:] or [0.0]
-        behind = [total for at, total in self.waited if at >= until][:1] or [total for _, total in self.waited[-1:]]
-        return behind[0] - before[0] if behind else 0.0
+    waits: Waits = field(default_factory=Waits)
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """The facts it logged."""
@@ -155,12 +167,6 @@ class Child:
                 life.process.wait()
             await asyncio.sleep(_POLL_SECONDS)
         life.ended_at = time.time()
-
-    def sample(self) -> None:
-        """Note how long its main thread has waited for a processor (Linux tells)."""
-        with suppress(OSError, IndexError, ValueError):
-            waited = int(Path(f"/proc/{self.now.process.pid}/schedstat").read_text().split()[1])
-            self.now.waited.append((time.time(), waited / 1e9))
 
     def reading(self) -> Reading:
         """Memory, descriptors, threads now."""

@@ -38,7 +38,7 @@ from chaos.follower import TERMINAL, Sightings, Violation
 from chaos.jobs import Job, Jobs, User, sim_texts
 from chaos.leaks import STORE_CONNECTIONS, look_for_leaks, most_tasks
 from chaos.losses import Losses
-from chaos.processes import Api, Child, Reading, held
+from chaos.processes import Api, Child, Reading, Waits, held
 from chaos.proxy import Proxy
 from chaos.schedule import Fault, Kind, Profile, plan
 from chaos.shapes import DEAD, Shape
@@ -151,6 +151,7 @@ class _Run:
         self._sightings = Sightings()
         self._violations: list[Violation] = []
         self._calm = asyncio.Event()
+        self._waits = Waits()  # ours: what everybody says to the store comes through here
         self._seed = seed
         self._verdict = Verdict(violations=self._violations)
         self._result = Result(profile, seed, seconds, self._verdict, [], Seen())
@@ -233,8 +234,9 @@ class _Run:
 
     async def _sample(self) -> None:
         while True:
+            self._waits.sample(os.getpid())
             for worker in self._workers:
-                worker.sample()
+                worker.now.waits.sample(worker.now.process.pid)
             await asyncio.sleep(_SAMPLE_SECONDS)
 
     def _revive(self) -> None:
@@ -272,7 +274,7 @@ class _Run:
         losses = Losses(self._faults.losses, holdings, lease_seconds=LEASE_SECONDS)
         check_jobs(jobs.all, finals, self._sightings, losses, verdict)
         check_promptness(jobs.all, finals, self._faults.done, verdict)
-        check_take_overs(holdings, losses, lease_seconds=LEASE_SECONDS, verdict=verdict)
+        check_take_overs(holdings, losses, self._waits, lease_seconds=LEASE_SECONDS, verdict=verdict)
         check_logs(logs, {job.id for job in jobs.all if job.id}, self._faults.losses, verdict)
         api_ends = [life.ended_at for api in self._apis for life in api.lives if life.ended_at is not None]
         check_stored(jobs.all, records, losses, api_ends, verdict)

@@ -109,7 +109,14 @@ class Worker:
     async def run(self) -> None:
         """Work until drained."""
         async with asyncio.TaskGroup() as group:
-            helpers = [self._pulse.run, self.renew_loop, self._keeper.run, self.watch_loop, self.sweep_loop]
+            helpers = [
+                self._pulse.run,
+                self.renew_loop,
+                self.hint_loop,
+                self._keeper.run,
+                self.watch_loop,
+                self.sweep_loop,
+            ]
             helpers.append(self._deliveries.run)
             helping = [group.create_task(_unharmed(helper), name=helper.__name__) for helper in helpers]
             await self.claim_loop()
@@ -144,7 +151,6 @@ class Worker:
     async def renew_loop(self) -> None:
         """Renew every lease well before its time, and poll for cancels where no append brings the answer."""
         term = self._settings.lease_seconds / 3
-        hints_at = self._pulse.now()
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             now = self._pulse.now()
@@ -152,6 +158,15 @@ class Worker:
             for run in asking:
                 # Not waited for: a shard that hangs must not cost the others their leases.
                 run.renewing = asyncio.create_task(self._renew(run), name=f"renew {run.generation}")
+
+    async def hint_loop(self) -> None:
+        """Renew the hints of what runs here, and its places in the lines of threads and under the providers' limits.
+        Beside the leases, never before them: a server that hangs must not cost what it does not hold."""
+        term = self._settings.lease_seconds / 3
+        hints_at = self._pulse.now()
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            now = self._pulse.now()
             if self._runs and (now - hints_at >= term or self._data_lost):
                 hints_at, self._data_lost = now, False
                 try:
