@@ -19,7 +19,7 @@ import click
 
 from tests.conformance import client_run, server_run
 from tests.conformance.adapter import Adapter, AdapterBroken
-from tests.conformance.cases import Case, load
+from tests.conformance.cases import BadCase, Case, load
 from tests.support.stack import Stack
 
 
@@ -73,7 +73,10 @@ def run_server(url: str, only: str) -> int:
 
 
 def chosen(kind: str, only: str) -> list[Case]:
-    found = [case for case in load(kind) if only in case.id]
+    try:
+        found = [case for case in load(kind) if only in case.id]
+    except BadCase as problem:
+        raise click.ClickException(str(problem)) from None
     if not found:
         raise click.UsageError(f"no {kind} case holds {only!r}")
     return found

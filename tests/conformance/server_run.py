@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final
 from uuid import uuid4
+
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from tests.conformance.cases import Case, filled, mismatches
 from tests.support.sse_client import TERMINAL, Answer, Ending, Frame, Stream, request
@@ -34,6 +38,8 @@ def _step(step: Mapping[str, Any], url: str, variables: dict[str, str]) -> Itera
             yield from _wait(url, step.get("of") or variables["gen"], status)
         case {"read": asked}:
             yield from _read(asked, step.get("expect", {}), step.get("save", {}), url, variables)
+        case {"websocket": asked}:
+            yield from _websocket(asked, step.get("expect", {}), url, variables)
         case {"request": asked}:
             yield from _request(asked, step.get("expect", {}), step.get("save", {}), url, variables)
 
@@ -144,6 +150,36 @@ def _read(
             yield "no event had a position"
 
 
+def _websocket(
+    asked: Mapping[str, Any], expect: Mapping[str, Any], url: str, variables: Mapping[str, str]
+) -> Iterator[str]:
+    """Take messages, acknowledge each unless told not to, and say what the case says, to the close."""
+    path = f"/v1/generations/{asked.get('of', variables.get('gen'))}/ws?{asked.get('query', '')}"
+    frames: list[Frame] = []
+    cancelled = False
+    with connect(url.replace("http", "ws", 1) + path, open_timeout=WAIT_SECONDS, max_size=None) as socket:
+        try:
+            for message in asked.get("send", []):
+                socket.send(message if isinstance(message, str) else json.dumps(message))
+            while True:
+                said = json.loads(socket.recv(timeout=WAIT_SECONDS))
+                if said["event"] == "ping":
+                    continue
+                frames.append(Frame(said.get("id"), said["event"], said.get("data")))
+                answers = [{"type": "ack", "position": said["id"]}] if said.get("id") and asked.get("ack", True) else []
+                if said["event"] == asked.get("cancel_at") and not cancelled:
+                    answers.append({"type": "cancel"})
+                    cancelled = True
+                with suppress(ConnectionClosed):  # what was sent before the close is still to be read
+                    for answer in answers:
+                        socket.send(json.dumps(answer))
+        except ConnectionClosed as closed:
+            code = closed.rcvd.code if closed.rcvd else None
+    if "close" in expect:
+        yield from mismatches(expect["close"], code, "the close")
+    yield from _frames(frames, expect)
+
+
 def _frames(frames: list[Frame], expect: Mapping[str, Any]) -> Iterator[str]:
     events = [frame for frame in frames if frame.event != "open"]
     if "open" in expect:
@@ -156,6 +192,9 @@ def _frames(frames: list[Frame], expect: Mapping[str, Any]) -> Iterator[str]:
             yield f"the events are {short} and not {expect['events']}"
     if "text" in expect:
         yield from mismatches(expect["text"], text_of(events), "the text")
+    for item in expect.get("texts", ()):
+        ours = [frame for frame in events if frame.data.get("generation") == item["of"]]
+        yield from mismatches(item["text"], text_of(ours), f"the text of {item['of']}")
     if "positions" in expect:
         yield from mismatches(expect["positions"], [frame.id for frame in events if frame.id], "the positions")
     if expect.get("dense"):
