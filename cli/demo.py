@@ -43,8 +43,10 @@ _DEADLINE_SECONDS: Final = 60.0
 #: How soon another worker takes over: short, for a show.
 _LEASE_SECONDS: Final = 2
 
-#: The part of the text after which the worker is killed.
+#: The part of the text after which the worker is killed, and the part at which its attempt stands still: on a slow
+#: machine it would end before anybody has read so far.
 _KILL_AT: Final = 0.5
+_STALL_AT: Final = 0.75
 
 #: Pause after a connection that brought nothing and was not cut by us.
 _PAUSE_SECONDS: Final = 0.2
@@ -132,7 +134,13 @@ class Show:
         return self._judge(generation, connections, cuts)
 
     def _submit(self) -> str:
-        options = {"tokens": self._tokens, "seed": self._seed, "tokens_per_second": self._tokens / self._seconds}
+        options: dict[str, Any] = {
+            "tokens": self._tokens,
+            "seed": self._seed,
+            "tokens_per_second": self._tokens / self._seconds,
+        }
+        if self._kill_at is not None:
+            options["faults"] = [{"at_token": int(self._tokens * _STALL_AT), "kind": "stall", "attempt": 1}]
         job = {
             "provider": "sim",
             "model": "sim",

@@ -38,7 +38,7 @@ from worker.providers.sim import sim_text
 TEXT = "All of it is here."
 NOT_TODAY = Reply.error(500, {"error": {"message": "not today"}})
 #: Longer than it takes to submit a few generations on a busy machine.
-OPEN_SECONDS = 8
+OPEN_SECONDS = 15
 LIMITS = {
     "two": {"concurrency": 2},
     "one": {"concurrency": 1},
@@ -94,7 +94,7 @@ def server(models: Models) -> Iterator[WireProvider]:
 
 @pytest.fixture
 def stack(redis_url: str, tmp_path: Path, server: WireProvider) -> Iterator[Stack]:
-    settings = environment(server.url, LIMITS, LEGATO_BREAKER_OPEN_SECONDS=f"{OPEN_SECONDS}", LEGATO_LEASE_SECONDS="1")
+    settings = environment(server.url, LIMITS, LEGATO_BREAKER_OPEN_SECONDS=f"{OPEN_SECONDS}", LEGATO_LEASE_SECONDS="3")
     with Stack.start(redis_url, tmp_path, workers=2, environment=settings) as stack:
         yield stack
 
