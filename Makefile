@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-node test-conformance chaos lint types imports check test-containers bench lock docs clean
+.PHONY: setup demo test test-node test-browser test-conformance chaos lint types imports check test-containers bench lock docs clean
 
 setup: .venv/.ready
 
@@ -23,6 +23,10 @@ test: setup check
 # The npm projects (clients/, tests/clients/, examples/), each from its lockfile. Needs Node.js 20 or newer with npm.
 test-node: setup
 	tests/clients/run $(NODE)
+
+# Pages in Debian's Chromium and Firefox, which it installs where it may.
+test-browser: setup
+	tests/browser/run
 
 # Behaviour as data, for the server and the Python client (also in `make test`), and for the TypeScript client.
 test-conformance: setup
