@@ -6,7 +6,10 @@ position, the others (`open`, `error`, pings) never do, so a client's cursor mov
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
+from itertools import accumulate, groupby
+from operator import itemgetter
 from typing import Final, Protocol
 
 import orjson
@@ -98,24 +101,17 @@ def merged(entries: Iterable[Entry]) -> list[tuple[str, bytes, bytes]]:
     stands for one attempt's text only.
     """
     out: list[tuple[str, bytes, bytes]] = []
-    kind: DeltaKind | None = None
-    run: list[bytes] = []
-    size = 0
-    place = ""
-    for entry in entries:
-        this = DELTA_FIELDS.get(entry.field)
-        if run and (this is not kind or size + len(entry.payload) > MERGED_BYTES):
-            assert kind is not None  # noqa: S101 - a run has a kind
-            out.append((place, b"delta", delta_data(kind, b"".join(run).decode())))
-            run, size = [], 0
-        if this is None:
-            out.append((entry.position, *wire(entry)))
-        else:
-            run.append(entry.payload)
-            size += len(entry.payload)
-            kind, place = this, entry.position
-    if run and kind is not None:
-        out.append((place, b"delta", delta_data(kind, b"".join(run).decode())))
+    for field, same in groupby(entries, itemgetter(1)):
+        run = list(same)
+        if (kind := DELTA_FIELDS.get(field)) is None:
+            out += [(entry.position, *wire(entry)) for entry in run]
+            continue
+        while run:
+            ends = list(accumulate([len(entry.payload) for entry in run]))
+            count = max(1, bisect_right(ends, MERGED_BYTES))
+            text = b"".join([entry.payload for entry in run[:count]]).decode()
+            out.append((run[count - 1].position, b"delta", delta_data(kind, text)))
+            run = run[count:]
     return out
 
 

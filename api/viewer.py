@@ -89,7 +89,7 @@ class Viewer:
 
     __slots__ = (
         *("closes_at", "cursor", "fault", "finished", "framing", "parks", "ping_seconds", "sent_at", "topic"),
-        *("_begin", "_clock", "_counted", "_generation", "_leaving", "_may_park", "_page_size", "_seated", "_services"),
+        *("_begin", "_clock", "_counted", "_generation", "_leaving", "_may_park", "_seated", "_services", "_small"),
     )
 
     def __init__(self, services: Services, begin: Start, framing: Framing, *, may_park: bool = False) -> None:
@@ -112,7 +112,7 @@ class Viewer:
         self._may_park = may_park
         self._seated = False
         self._leaving = False
-        self._page_size = FIRST_PAGE
+        self._small = begin.page.is_small
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """What to send, chunk by chunk, each of whole frames; ends after the terminal event, or where the connection
@@ -230,8 +230,9 @@ class Viewer:
             await topic.changed(version, min(pause, self.sent_at + self.ping_seconds - now, self.closes_at - now))
 
     async def _read(self) -> Page:
-        page = await self._services.log.read(self._generation, self.cursor, self._page_size)
-        self._page_size = NEXT_PAGE
+        read = self._services.log.read
+        page = await read(self._generation, self.cursor, NEXT_PAGE, small=self._small)
+        self._small = page.is_small
         return page
 
     async def _refold(self, verdict: str) -> bytes:

@@ -96,6 +96,26 @@ class Store:
                     await self._topology.refresh()
         raise StoreUnavailable("the slot moves too fast to follow")
 
+    async def pipe_with(
+        self, script: Script, keys: Sequence[str], args: Sequence[Arg], *command: Arg
+    ) -> tuple[Reply, Reply] | None:
+        """What a script answers, and what a plain command does, which must name one of `keys`: both in one atomic step,
+        and without what a script costs for a long answer. None where that cannot be had just now (the script is not
+        loaded, the slot is on its way): ask otherwise. Only for what may be repeated."""
+        wire = await self._wire(await self._topology.locate(keys[0]))
+        asked = [
+            wire.call("MULTI"),
+            wire.call("EVALSHA", script.sha, len(keys), *keys, *args),
+            wire.call(*command),
+            wire.call("EXEC"),
+        ]
+        *_, replies = await asyncio.gather(*asked, return_exceptions=True)
+        match replies:
+            case [answer, answered] if not any(isinstance(reply, Exception) for reply in replies):
+                return answer, answered
+            case _:
+                return None
+
     async def pop(self, key: str, seconds: float) -> bool:
         """Wait up to `seconds` for an element of a list and take it; False when none came."""
         if self._blocking is None or self._blocking.closed:

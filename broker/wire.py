@@ -222,9 +222,10 @@ class Wire(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._last_progress = self._loop.time()
         self._reader.feed(data)
+        gets, dispatch = self._reader.gets, self._dispatch
         try:
-            while (reply := self._reader.gets()) is not _INCOMPLETE:
-                self._dispatch(reply)
+            while (reply := gets()) is not _INCOMPLETE:
+                dispatch(reply)
         except hiredis.ProtocolError:
             self.close()
 
@@ -232,7 +233,7 @@ class Wire(asyncio.Protocol):
         self._broken()
 
     def _dispatch(self, reply: Reply) -> None:
-        if self._on_push is not None and isinstance(reply, list) and reply[:1] != [b"pong"]:
+        if self._on_push is not None and type(reply) is list and reply[0] != b"pong":
             self._on_push(reply)
         elif self._subscriber and isinstance(reply, hiredis.ReplyError):
             self.close()

@@ -2,6 +2,7 @@
 -- Read a page of a log after a position, and verify that the log holds that position.
 --
 -- KEYS  1 record  2 log    ARGV  1 cursor  2 most entries  3 most bytes of payload (one entry at least)
+-- With 0 entries only the verdict is given; the entries are read beside it, in the same transaction (broker.store).
 -- Returns {unknown} {deleted, tenant} {expired, tenant} {lost, tenant}
 --         {held or rewound, tenant, state, attempt, last, cancel flag, lease live, grace ms or '', entries}
 --
@@ -24,13 +25,11 @@ elseif seq_of(last) < seq_of(r[4] or '0-0') then
   return {'lost', r[1]}
 end
 
-local entries
+local entries = {}
 local verdict = 'held'
 if ARGV[1] == '0-0' then
-  entries = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', ARGV[2])
-elseif ARGV[1] == last then
-  entries = {}
-else
+  if ARGV[2] ~= '0' then entries = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', ARGV[2]) end
+elseif ARGV[1] ~= last then
   entries = redis.call('XRANGE', KEYS[2], ARGV[1], '+', 'COUNT', string.format('%.0f', tonumber(ARGV[2]) + 1))
   if entries[1] and entries[1][1] == ARGV[1] then
     table.remove(entries, 1)
