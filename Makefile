@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-node test-browser test-conformance chaos lint types imports check test-containers bench lock docs clean
+.PHONY: setup demo test test-node test-browser test-conformance chaos lint types imports check test-containers bench guard lock docs clean
 
 setup: .venv/.ready
 
@@ -58,6 +58,10 @@ test-containers: setup
 # Everything against everything, some hours; `make bench BENCH="--only W1 --quick"` for less (bench/README.md).
 bench: setup
 	$(BIN)/python -m bench $(BENCH)
+
+# Has a token become dearer? Ratios to the floor and to the naive server of one run; a minute and a half.
+guard: setup
+	$(BIN)/python -m bench.guard
 
 lock:
 	uv pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
