@@ -48,7 +48,7 @@ class Legato(Contender):
     name = "legato"
     summary = "one `legato api`, uvicorn with uvloop, settings as they are by default"
     includes = "reading Redis, one subscription for all streams, the frames; the append is Redis' part"
-    workloads = frozenset({"W1", "W1C", "W2", "W3", "W4", "W5", "W6", "W7", "W7J", "W8", "W9"})
+    workloads = frozenset({"W1", "W1C", "W1S", "W2", "W3", "W4", "W5", "W6", "W7", "W7J", "W8", "W9"})
 
     def version(self) -> str:
         return version("legato")

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Final
 
 from bench.workload import Workload
-from bench.workloads import append, ceiling, day, fanout, idle, latency, live, replay, storm, whole_path
+from bench.workloads import append, ceiling, day, fanout, idle, latency, live, replay, spread, storm, whole_path
 
 _ALL: Final[tuple[Workload, ...]] = (
     live.WORKLOAD,
     ceiling.WORKLOAD,
+    spread.WORKLOAD,
     fanout.WORKLOAD,
     replay.WORKLOAD,
     idle.WORKLOAD,
