@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 from uuid import uuid4
 
@@ -21,6 +22,9 @@ _EXPOSE_HEADERS: Final = (
     "Location, Retry-After, Idempotent-Replayed, X-Request-Id, "
     "X-Workflow-Run-Id, X-Workflow-Stream-Tail-Index, X-Legato-Code"
 )
+
+#: Headers that OpenAI's SDK adds in a browser. They are allowed to who asks for them.
+_SDK_HEADER: Final = re.compile(r"(?:x-stainless|openai)-[a-z-]{1,40}")
 
 
 class Edge:
@@ -100,10 +104,12 @@ class Edge:
 
     async def _options(self, scope: Scope, send: Send) -> None:
         methods = allowed_methods(self._app.routes, scope)
+        requested = Headers(scope=scope).get("access-control-request-headers", "").lower().split(",")
+        allowed = [_ALLOW_HEADERS, *(name for item in requested if _SDK_HEADER.fullmatch(name := item.strip()))]
         headers = [
             (b"allow", methods.encode()),
             (b"access-control-allow-methods", methods.encode()),
-            (b"access-control-allow-headers", _ALLOW_HEADERS.encode()),
+            (b"access-control-allow-headers", ", ".join(allowed).encode()),
             (b"access-control-max-age", b"600"),
         ]
         await send({"type": "http.response.start", "status": 204, "headers": headers})

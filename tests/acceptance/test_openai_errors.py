@@ -196,6 +196,15 @@ def test_head_and_options(stack: Stack, ended: str) -> None:
     assert answer.headers["allow"] == "DELETE, GET, HEAD, OPTIONS"
 
 
+def test_the_sdk_may_ask_from_a_browser(stack: Stack) -> None:
+    """It adds headers of its own, for which a browser asks first. Nothing else is allowed besides."""
+    asked = {"Access-Control-Request-Headers": "authorization,x-stainless-lang, openai-project,x-other"}
+    answer = ask(stack.urls[0], "OPTIONS", RESPONSES, headers=asked | {"Origin": "https://example.org"})
+    allowed = answer.headers["access-control-allow-headers"].lower().split(", ")
+    assert {"authorization", "idempotency-key", "x-stainless-lang", "openai-project"} <= set(allowed)
+    assert "x-other" not in allowed
+
+
 def test_a_store_that_is_away_is_503(tmp_path: Path) -> None:
     """For streams as well: these clients come back after it. An open stream is waited with, and goes on."""
     with EmbeddedServer.start(tmp_path / "store") as server, Stack.start(server.url, tmp_path) as stack:

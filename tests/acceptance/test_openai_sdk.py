@@ -340,6 +340,25 @@ async def test_a_reset_ends_an_open_stream_and_refuses_what_was_before_it(
     assert numbers[0] > last
 
 
+async def test_a_lost_worker_is_not_noticed_where_the_answer_is_read_on(
+    stack: Stack, client: openai.AsyncOpenAI
+) -> None:
+    """The same stream goes on, under the next numbers."""
+    extra = sim(tokens=300, seed=5, tokens_per_second=100, resumable=True)
+    seen: list[Any] = []
+    stream = await client.responses.create(model="sim-1", input="Hello", background=True, stream=True, extra_body=extra)
+    reading = asyncio.create_task(read_into(seen, stream))
+    while len(seen) < 30:
+        await asyncio.sleep(0.01)
+    holder = await asyncio.to_thread(stack.holder, f"gen_{seen[0].response.id.removeprefix('resp_')}")
+    holder.kill()
+    stack.workers.remove(holder)
+    stack.add_worker()
+    await reading
+    assert (seen[-1].type, seen[-1].response.output_text) == ("response.completed", sim_text(300, 5))
+    assert [event.sequence_number for event in seen] == list(range(len(seen)))
+
+
 async def test_a_response_that_is_deleted_is_gone(client: openai.AsyncOpenAI) -> None:
     """404 for everything; whoever reads it is told that it was cancelled."""
     extra = sim(tokens=5000, tokens_per_second=50)

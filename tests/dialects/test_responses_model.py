@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai._models import construct_type_unchecked
@@ -91,6 +92,16 @@ def test_a_number_names_one_event_for_ever(entries: list[Entry], data: st.DataOb
         assert not after.answers(number)
     else:
         assert kept + shown_behind(entries, after, after=number) == shown_behind(entries, after)
+
+
+@given(logs())
+def test_text_that_was_taken_back_is_never_gone_on_with(entries: list[Entry]) -> None:
+    """A `reset` in mid-stream ends it."""
+    stream = ResponseStream(subject())
+    stream.begin()
+    if any(entry.field == b"reset" for entry in entries):
+        with pytest.raises(CannotTakeBack):
+            stream.encode(entries)
 
 
 @given(logs(jumps=False), st.data())
