@@ -19,6 +19,9 @@ import httptools
 
 from api.frames import as_chunk
 
+#: Bytes handed to the server at once: the time to send is one for each, so who takes a little is never cut.
+PIECE_BYTES: Final = 16 * 1024
+
 #: What a client may send ahead, of its next requests, while it is answered.
 _MOST_AHEAD_BYTES: Final = 64 * 1024
 
@@ -75,12 +78,14 @@ class Held(asyncio.Protocol):
         self._transport.write(data)
 
     async def send(self, body: bytes, seconds: float) -> None:
-        """Write a part of the body, and wait until the reader takes more; `TimeoutError` when that takes too long."""
-        self._transport.write(as_chunk(body))
-        if not self.takes_more:
-            self._writable = asyncio.get_running_loop().create_future()
-            async with asyncio.timeout(seconds):
-                await self._writable
+        """Write a part of the body, piece by piece, and wait until the reader takes more; `TimeoutError` when it takes
+        nothing for that long."""
+        for start in range(0, len(body), PIECE_BYTES):
+            self._transport.write(as_chunk(body[start : start + PIECE_BYTES]))
+            if not self.takes_more:
+                self._writable = asyncio.get_running_loop().create_future()
+                async with asyncio.timeout(seconds):
+                    await self._writable
 
     def finish(self) -> None:
         """The body is whole: the connection waits for its next request, unless its reader wanted no other."""

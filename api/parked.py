@@ -79,6 +79,7 @@ class Parked:
             self._end()
         else:
             self._pulling = self._services.background(self._pull(), name="viewer")
+            self._pulling.add_done_callback(self._pulled)
 
     def beat(self, now: float) -> None:
         """Every `beat_seconds`: a keepalive after a silence, and an end at its time. The silence may have begun a beat
@@ -116,16 +117,21 @@ class Parked:
                 await held.send(chunk, seconds)
         except TimeoutError:
             held.reset()  # it takes nothing
+            return
+        if viewer.parks:
+            self._park()
+        elif viewer.finished:
+            held.finish()
         else:
-            if viewer.parks:
-                self._park()
-            elif viewer.finished:
-                held.finish()
-            else:
-                held.cut()
-        finally:
-            if self._pulling is not None:
-                self._end()
+            held.cut()
+
+    def _pulled(self, task: asyncio.Task[None]) -> None:
+        """However it ended: done, cancelled before it began even, or by a defect, which `Services` logs."""
+        if self._pulling is not task:
+            return  # parked again
+        if task.cancelled() or task.exception() is not None:
+            self._held.cut()
+        self._end()
 
     def _end(self) -> None:
         self._viewer.leave()

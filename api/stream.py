@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from api import longpoll
 from api.auth import authenticate
 from api.frames import NDJSON, SSE, Framing
-from api.held import Held, Holder
+from api.held import PIECE_BYTES, Held, Holder
 from api.parked import Parked
 from api.problem import Problem, problem_of
 from api.services import PASSING, Services
@@ -32,9 +32,6 @@ from broker.position import Position
 
 #: Where the server puts the `Connection` of a request (see api.server). Under another server there is none.
 CONNECTION: Final = "legato.connection"
-
-#: Bytes handed to the server at once: the time to send is one for each, so who takes a little is never cut.
-_PIECE_BYTES: Final = 16 * 1024
 
 _NO_WEIGHT: Final = re.compile(r"q=0(\.0*)?")
 
@@ -277,9 +274,9 @@ async def send_body(
     try:
         while True:
             async for chunk in chunks:
-                for start in range(0, len(chunk), _PIECE_BYTES):
+                for start in range(0, len(chunk), PIECE_BYTES):
                     async with asyncio.timeout(send_seconds):
-                        piece = chunk[start : start + _PIECE_BYTES]
+                        piece = chunk[start : start + PIECE_BYTES]
                         await send({"type": "http.response.body", "body": piece, "more_body": True})
             if viewer is None or not viewer.parks:
                 break
