@@ -16,6 +16,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from broker.embedded import EmbeddedServer
+from tests.support.servers import free_port
 from tests.support.sse_client import Frame, Reader, request
 from tests.support.stack import Stack, eventually
 from worker.providers.sim import sim_text
@@ -326,3 +328,24 @@ def test_a_websocket_is_a_viewer(stack: Stack) -> None:
     with dial(stack.urls[0], left) as socket:
         read(socket, Reader(), most=5)
     stack.wait_status(left, "cancelled")
+
+
+def test_a_store_that_is_away_refuses_with_503_and_is_waited_out_by_who_is_connected(tmp_path: Path) -> None:
+    with (
+        EmbeddedServer.start(tmp_path / "store", port=free_port()) as server,
+        Stack.start(server.url, tmp_path, tolerated=["store"]) as stack,
+    ):
+        generation = stack.submit({"tokens": 120, "seed": 4, "tokens_per_second": 40})
+        reader = Reader()
+        with dial(stack.urls[0], generation) as socket:
+            read(socket, reader, most=20)
+            server.kill()
+            status, code, headers = refusal(stack.urls[0], generation)
+            assert (status, code) == (503, "store_unavailable")
+            assert int(headers["retry-after"]) > 0
+            server.restart()
+            ended = read(socket, reader)
+        while ended != 1000:  # the connection may have had to go; the text may not
+            with dial(stack.urls[0], generation, f"last_event_id={reader.cursor}") as socket:
+                ended = read(socket, reader)
+        assert reader.text == sim_text(120, 4)

@@ -33,6 +33,11 @@ async def store(store_url: str, prefix: str) -> AsyncIterator[Store]:
     await store.aclose()
 
 
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.sweep._SWEEP_PACE", 0)
+
+
 async def submit(kit: Kit, policy: ThreadPolicy = ThreadPolicy.ENQUEUE, **options: Any) -> Submitted:
     """One more of the thread `chat`."""
     return await kit.records.submit("acme", job(thread="chat", thread_policy=policy), **options)
@@ -397,3 +402,121 @@ async def test_under_random_crashes_and_losses_every_job_runs_once_and_alone(kit
     assert all([(await found_state(generation)).is_terminal for generation in accepted])
     assert len(ended) == len(set(ended))
     assert await kit.raw.exists(line(kit)) == 0
+
+
+class Crash(Exception):
+    """The process dies here."""
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["before the step", "behind the step"])
+@pytest.mark.parametrize("policy", list(ThreadPolicy), ids=lambda policy: policy.value)
+async def test_a_submitter_that_dies_at_any_step_blocks_nobody_and_loses_nothing(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, policy: ThreadPolicy, answered: bool
+) -> None:
+    """Cut off at its first step, its second, and so on. The thread goes on for those behind it, and the same POST, sent
+    again, finishes what was begun."""
+    step = 0
+    while True:
+        step += 1
+        died = False
+        with monkeypatch.context() as patched:
+            patched.setattr(kit.store, "pipe", Dying(kit, step, answered=answered).pipe)
+            try:
+                await submit(kit, policy, key=f"{step}", fingerprint="f")
+            except Crash:
+                died = True
+        behind = (await submit(kit)).id
+        await run_all(kit)
+        assert (await found(kit, behind)).state is State.COMPLETED, f"step {step}"
+        again = await submit(kit, policy, key=f"{step}", fingerprint="f")
+        await run_all(kit)
+        assert (await found(kit, again.id)).state is State.COMPLETED
+        assert await kit.raw.exists(line(kit)) == 0
+        if not died:
+            break
+    assert step > 5
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["before the step", "behind the step"])
+@pytest.mark.parametrize("ending", ["end", "cancel", "delete", "sweep"])
+async def test_whoever_dies_while_a_thread_moves_on_is_followed_by_the_sweep(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, ending: str, answered: bool
+) -> None:
+    step = 0
+    while True:
+        step += 1
+        first, second = await submitted(kit, 2)
+        await take(kit)
+        lease = await kit.claimed(first)
+        if ending in ("end", "sweep"):
+            await write_end(kit, lease)
+        record = await found(kit, first)
+        died = False
+        with monkeypatch.context() as patched:
+            patched.setattr(kit.store, "pipe", Dying(kit, step, answered=answered).pipe)
+            try:
+                match ending:
+                    case "end":
+                        await kit.records.threads.leave("acme", "chat", first)
+                    case "cancel":
+                        await kit.records.cancel(record, CancelReason.USER)
+                    case "delete":
+                        await kit.records.delete(record)
+                    case "sweep":
+                        await kit.records.threads.advance_line(line(kit))
+            except Crash:
+                died = True
+        if ending == "cancel" and not (await found(kit, first)).state.is_terminal:
+            await write_cancelled(kit, lease)
+        elif ending == "delete" and died:
+            await kit.records.delete(record)
+        await run_all(kit)
+        assert (await found(kit, second)).state is State.COMPLETED, f"step {step}"
+        assert await kit.raw.exists(line(kit)) == 0
+        if not died:
+            break
+    assert step > 1
+
+
+class Dying:
+    """A store that lets so many steps through, and then never answers."""
+
+    def __init__(self, kit: Kit, steps: int, *, answered: bool) -> None:
+        self._pipe = kit.store.pipe
+        self._left = steps
+        self._answered = answered
+
+    async def pipe(self, *arguments: Any) -> Any:
+        self._left -= 1
+        if self._left < 0 or (self._left == 0 and not self._answered):
+            raise Crash
+        reply = await self._pipe(*arguments)
+        if self._left == 0:
+            raise Crash
+        return reply
+
+
+async def write_cancelled(kit: Kit, lease: Lease) -> None:
+    last = Entry(f"1-{lease.epoch}", b"cancelled", b'{"reason":"user"}')
+    await kit.log.append(lease.generation, lease.epoch, lease.owner, "0-0", [last])
+
+
+async def run_all(kit: Kit) -> None:
+    """What workers and sweeps do until nothing is left to do: one at a time, each to its end."""
+    quiet = 0
+    while quiet < 2:
+        await sweep(kit)
+        hints = await take(kit)
+        quiet = 0 if hints else quiet + 1
+        running = 0
+        for generation in hints:
+            answer = await kit.leases.claim(generation, owner=new_owner())
+            if isinstance(answer, Lease):
+                running += 1
+                assert running == 1, "two of one thread at once"
+                if answer.cancel:
+                    await write_cancelled(kit, answer)
+                else:
+                    await write_end(kit, answer)
+            if isinstance(answer, Lease | Ended):
+                await kit.records.threads.leave("acme", "chat", generation)
