@@ -136,6 +136,18 @@ def test_a_leaving_worker_hands_its_text_over_without_waiting_for_the_lease(redi
         assert [event.attempt for _, event in stack.log(generation) if isinstance(event, Started)] == [1, 1]
 
 
+def test_a_second_signal_ends_a_worker_that_still_drains(redis_url: str, tmp_path: Path) -> None:
+    with Stack.start(redis_url, tmp_path, workers=1, environment={"LEGATO_DRAIN_SECONDS": "600"}) as stack:
+        generation = stack.submit({**SLOW, "tokens": 5000})
+        stack.wait_entries(generation, 5)
+        worker = stack.workers[0]
+        worker.terminate()
+        eventually(lambda: worker.events("stopping"), "it has been told")
+        assert worker.alive
+        worker.terminate()
+        assert worker.wait() == 130
+
+
 def test_nobody_reading_cancels_after_the_grace_and_not_before(stack: Stack) -> None:
     left_alone = {"policy": "cancel", "grace_seconds": 1.5}
     generation = stack.submit({**SLOW, "tokens": 4000}, on_disconnect=left_alone, max_output_tokens=10_000)
