@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-node test-browser test-conformance chaos lint types imports check test-containers bench guard lock docs clean
+.PHONY: setup demo test test-node test-browser test-android test-conformance chaos lint types imports check test-containers bench guard lock docs clean
 
 setup: .venv/.ready
 
@@ -34,6 +34,10 @@ test-conformance: setup
 	$(BIN)/python -m tests.conformance --adapter "$(BIN)/python tests/conformance/adapters/python_client.py"
 	npm ci --prefix clients --no-audit --no-fund --loglevel=error && npm run build --silent --prefix clients
 	$(BIN)/python -m tests.conformance --adapter "node clients/typescript/conformance/adapter.mjs"
+
+# The reader of docs/how-to/android.md, compiled and run. Needs a JDK (17 or newer) and Maven.
+test-android: setup
+	$(BIN)/python -m tests.mobile
 
 check: lint types imports
 
