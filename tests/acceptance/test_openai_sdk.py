@@ -77,7 +77,7 @@ def sim(**options: Any) -> dict[str, Any]:
     return {"legato": {"provider_options": options}}
 
 
-SLOW = sim(tokens=TOKENS, seed=5, tokens_per_second=200)
+SLOW = sim(tokens=TOKENS, seed=5, tokens_per_second=80)
 
 
 @asynccontextmanager
@@ -150,7 +150,7 @@ async def test_a_background_stream_is_whole_however_often_it_is_cut(proxy: Proxy
 async def test_a_background_response_is_polled_as_documented(client: openai.AsyncOpenAI) -> None:
     """Queued or in progress until it has ended; then it is all there."""
     response = await client.responses.create(
-        model="sim/sim-1", input="Hello", background=True, extra_body=sim(tokens=50, seed=5, tokens_per_second=50)
+        model="sim/sim-1", input="Hello", background=True, extra_body=sim(tokens=50, seed=5, tokens_per_second=15)
     )
     seen = {response.status}
     while response.status in {"queued", "in_progress"}:
@@ -320,7 +320,7 @@ async def test_a_reset_ends_an_open_stream_and_refuses_what_was_before_it(
     """The text that was shown is not the answer any more: the stream breaks off, `starting_after` is 409 at once and
     not tried again, a replay has the new text only."""
     fault = {"at_token": 40, "kind": "error", "attempt": 1}
-    extra = sim(tokens=80, seed=5, tokens_per_second=60, faults=[fault])
+    extra = sim(tokens=80, seed=5, tokens_per_second=25, faults=[fault])
     stream = await client.responses.create(model="sim-1", input="Hello", background=True, stream=True, extra_body=extra)
     seen: list[Any] = []
     with pytest.raises(openai.APIConnectionError):
@@ -344,7 +344,7 @@ async def test_a_lost_worker_is_not_noticed_where_the_answer_is_read_on(
     stack: Stack, client: openai.AsyncOpenAI
 ) -> None:
     """The same stream goes on, under the next numbers."""
-    extra = sim(tokens=300, seed=5, tokens_per_second=100, resumable=True)
+    extra = sim(tokens=300, seed=5, tokens_per_second=60, resumable=True)
     seen: list[Any] = []
     stream = await client.responses.create(model="sim-1", input="Hello", background=True, stream=True, extra_body=extra)
     reading = asyncio.create_task(read_into(seen, stream))
@@ -395,7 +395,7 @@ async def test_an_api_that_stops_lets_go_of_who_waits_and_starts_nothing_twice(s
     """503 that names the response, and the SDK does not repeat the POST; the answer goes on."""
     api = stack.add_api()
     async with client_of(api.port) as client:
-        extra = sim(tokens=100, seed=5, tokens_per_second=25)
+        extra = sim(tokens=100, seed=5, tokens_per_second=15)
         waiting = asyncio.create_task(
             client.responses.create(model="sim-1", input="Hello", metadata={"who": "waits"}, extra_body=extra)
         )

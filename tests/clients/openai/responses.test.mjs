@@ -134,7 +134,7 @@ test('a failed answer says why', async () => {
 
 test('a reset ends an open stream, and what was before it is refused once', async () => {
   const faults = [{ at_token: 40, kind: 'error', attempt: 1 }];
-  const options = sim({ tokens: 80, seed: 5, tokens_per_second: 60, faults });
+  const options = sim({ tokens: 80, seed: 5, tokens_per_second: 25, faults });
   const stream = await it.client.responses.create({ model: 'sim-1', input: 'x', background: true, stream: true, ...options });
   let id;
   let last;
