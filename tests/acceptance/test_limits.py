@@ -94,7 +94,16 @@ def server(models: Models) -> Iterator[WireProvider]:
 
 @pytest.fixture
 def stack(redis_url: str, tmp_path: Path, server: WireProvider) -> Iterator[Stack]:
-    settings = environment(server.url, LIMITS, LEGATO_BREAKER_OPEN_SECONDS=f"{OPEN_SECONDS}", LEGATO_LEASE_SECONDS="3")
+    """Nobody dies here, so no worker that is merely slow shall lose a lease: calls and attempts are counted."""
+    settings = environment(server.url, LIMITS, LEGATO_BREAKER_OPEN_SECONDS=f"{OPEN_SECONDS}", LEGATO_LEASE_SECONDS="30")
+    with Stack.start(redis_url, tmp_path, workers=2, environment=settings) as stack:
+        yield stack
+
+
+@pytest.fixture
+def mortal(redis_url: str, tmp_path: Path, server: WireProvider) -> Iterator[Stack]:
+    """Workers that are killed are soon followed."""
+    settings = environment(server.url, LIMITS, LEGATO_LEASE_SECONDS="3")
     with Stack.start(redis_url, tmp_path, workers=2, environment=settings) as stack:
         yield stack
 
@@ -157,52 +166,52 @@ def test_two_providers_with_one_key_have_one_limit(stack: Stack, models: Models,
     assert server.most_open == 2
 
 
-def test_the_slots_of_a_killed_worker_come_back(stack: Stack, models: Models, server: WireProvider) -> None:
+def test_the_slots_of_a_killed_worker_come_back(mortal: Stack, models: Models, server: WireProvider) -> None:
     """Nobody goes on with what it held: it is cancelled before another worker could."""
     models.hold("lost")
     models.script("next", Reply.events(openai_stream(TEXT)))
-    for worker in stack.workers[1:]:
-        stack.remove(worker)
-    lost = submit(stack, "one", "lost")
+    for worker in mortal.workers[1:]:
+        mortal.remove(worker)
+    lost = submit(mortal, "one", "lost")
     eventually(lambda: server.open == 1, "it is asked")
-    stack.workers[0].kill()
-    assert stack.post(f"/v1/generations/{lost}/cancel").status == 202
-    stack.wait_status(lost, "cancelled")
-    stack.add_worker()
-    following = submit(stack, "one", "next")
-    reader, _ = follow(stack.urls, following)
+    mortal.workers[0].kill()
+    assert mortal.post(f"/v1/generations/{lost}/cancel").status == 202
+    mortal.wait_status(lost, "cancelled")
+    mortal.add_worker()
+    following = submit(mortal, "one", "next")
+    reader, _ = follow(mortal.urls, following)
     assert (reader.text, reader.events[-1]) == (TEXT, "completed")
     assert (models.calls["lost"], server.most_open) == (1, 1)
-    assert waits(stack, following) in ([], ["concurrency"])
+    assert waits(mortal, following) in ([], ["concurrency"])
 
 
 def test_what_a_killed_worker_was_asking_is_asked_again_within_the_limit(
-    stack: Stack, models: Models, server: WireProvider
+    mortal: Stack, models: Models, server: WireProvider
 ) -> None:
     gate = models.hold("m")
-    generations = [submit(stack, "two", "m") for _ in range(4)]
+    generations = [submit(mortal, "two", "m") for _ in range(4)]
     eventually(lambda: server.open == 2, "two are asked")
-    for worker in list(stack.workers):
+    for worker in list(mortal.workers):
         worker.kill()
-    stack.add_worker()
+    mortal.add_worker()
     server.let_go(gate)
-    for reader in follow_all(stack, generations):
+    for reader in follow_all(mortal, generations):
         assert (reader.text, reader.events[-1]) == (TEXT, "completed")
     assert server.most_open == 2
     assert models.calls["m"] == 6
 
 
-def test_a_call_that_follows_a_lost_one_counts_as_one(stack: Stack, models: Models) -> None:
+def test_a_call_that_follows_a_lost_one_counts_as_one(mortal: Stack, models: Models) -> None:
     """The provider has counted both."""
     models.hold("m")
-    stack.remove(stack.workers[1])
-    lost = [submit(stack, "slow", "m") for _ in range(2)]
+    mortal.remove(mortal.workers[1])
+    lost = [submit(mortal, "slow", "m") for _ in range(2)]
     eventually(lambda: models.calls["m"] == 2, "both are asked")
-    following = stack.add_worker()
+    following = mortal.add_worker()
     eventually(lambda: following.events("worker_started"), "another worker is there")
-    stack.workers[0].kill()
+    mortal.workers[0].kill()
     eventually(lambda: models.calls["m"] == 3, "one is asked again")
-    eventually(lambda: [waits(stack, it) for it in lost].count(["requests"]) == 1, "the other one waits")
+    eventually(lambda: [waits(mortal, it) for it in lost].count(["requests"]) == 1, "the other one waits")
     assert models.calls["m"] == 3
 
 
@@ -337,11 +346,11 @@ def test_a_store_that_is_away_while_a_budget_is_counted_is_no_silence_of_the_pro
         EmbeddedServer.start(tmp_path / "store", port=free_port()) as store,
         Stack.start(store.url, tmp_path, environment=settings) as stack,
     ):
-        generation = stack.submit(options, stall_seconds=1)
+        generation = stack.submit(options, stall_seconds=3)
         stack.wait_entries(generation, 20)
         os.kill(store.pid, signal.SIGSTOP)
         try:
-            time.sleep(3)  # the count that falls due meanwhile waits longer than a provider may be silent
+            time.sleep(6)  # the count that falls due meanwhile waits longer than a provider may be silent
         finally:
             os.kill(store.pid, signal.SIGCONT)
         [reader] = follow_all(stack, [generation])

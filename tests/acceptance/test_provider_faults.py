@@ -50,7 +50,7 @@ WHOLE: Final = "".join(TEXTS)
 BOM: Final = b"\xef\xbb\xbf"
 LONG: Final = "long " * 2_000_000
 #: Silence that is a stall: long enough that a busy machine does not make one of its own.
-STALL_SECONDS: Final = 1.0
+STALL_SECONDS: Final = 3.0
 AT_ONCE: Final = 32
 
 

@@ -326,7 +326,7 @@ def test_an_answer_that_can_be_read_on_is_not_asked_for_elsewhere(stack: Stack, 
     model = f"not-elsewhere-{type(how).__name__.lower()}"
     kept = keeper.keep(model, stream, (at(stream, TEXTS[2]), how))
     elsewhere = {"provider": "sim", "model": "sim-1"}
-    reader, _ = follow(stack.urls, submit(stack, model, fallbacks=[elsewhere], stall_seconds=2))
+    reader, _ = follow(stack.urls, submit(stack, model, fallbacks=[elsewhere], stall_seconds=5, max_attempts=20))
     check_whole(reader)
     assert (kept.posts, kept.cancels) == (1, 0)
 
