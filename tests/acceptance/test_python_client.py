@@ -403,6 +403,16 @@ async def test_a_server_that_is_not_there_is_unavailable(stack: Stack) -> None:
                 await anext(client.stream("gen_1"))
 
 
+async def test_no_message_holds_a_credential() -> None:
+    """Of the URL or of the key."""
+    patience = Patience(give_up_seconds=0)
+    async with AsyncClient("http://user:secret@127.0.0.1:1/api", api_key="secret", patience=patience) as client:
+        for asking in (client.get("gen_1"), anext(client.stream("gen_1"))):
+            with pytest.raises(Unavailable, match=r"no answer from http://127\.0\.0\.1:1/api \(") as caught:
+                await asking
+            assert "secret" not in f"{caught.value!r} {caught.value.__cause__!r} {client!r}"
+
+
 def test_the_sync_door_reads_the_same(stack: Stack) -> None:
     with Client(stack.urls[0], patience=QUICK) as client:
         job = client.submit(

@@ -193,7 +193,7 @@ class AsyncClient:
         try:
             return read(self._http.object_of(answer))
         except Garbled as exc:
-            raise UnexpectedAnswer(f"{self._http.base_url} answers with {exc}") from exc
+            raise UnexpectedAnswer(f"{self._http.address} answers with {exc}") from exc
 
 
 def _page_of(raw: dict[str, Any]) -> Page:

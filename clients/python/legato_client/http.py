@@ -69,7 +69,9 @@ class Http:
             raise ValueError(f"{base_url!r} is no URL: {exc}") from None
         if url.scheme not in ("http", "https") or not url.host:
             raise ValueError(f"{base_url!r} is no URL of an API; one reads http://127.0.0.1:8700")
-        self.base_url: Final = base_url.rstrip("/")
+        self._base_url = base_url.rstrip("/")
+        #: The address for messages: a user and a password that the URL may hold are not in it.
+        self.address: Final = f"{url.scheme}://{url.netloc.decode('ascii')}{url.path}".rstrip("/")
         self.patience: Final = patience
         self._headers = dict(headers or {})
         if api_key is not None:
@@ -140,17 +142,17 @@ class Http:
     def unreachable(self, exc: httpx.RequestError) -> str:
         """What a broken connection is called. Raises `UnexpectedAnswer` for what no other try would change."""
         if isinstance(exc, httpx.TooManyRedirects):
-            raise UnexpectedAnswer(f"{self.base_url} redirects without end") from exc
+            raise UnexpectedAnswer(f"{self.address} redirects without end") from exc
         if (reason := _bad_certificate(exc)) is not None:
-            raise UnexpectedAnswer(f"the certificate of {self.base_url} is not accepted: {reason}") from exc
+            raise UnexpectedAnswer(f"the certificate of {self.address} is not accepted: {reason}") from exc
         what = "silence" if isinstance(exc, httpx.ReadTimeout) else str(exc) or type(exc).__name__
-        return f"no answer from {self.base_url} ({what})"
+        return f"no answer from {self.address} ({what})"
 
     def refusal(self, answer: httpx.Response) -> Refused | UnexpectedAnswer:
         """What an answer that is no success means. Its body must have been read."""
         status = answer.status_code
         if answer.has_redirect_location:
-            return UnexpectedAnswer(f"{self.base_url} redirects to {_origin(answer)}: use that as the base URL")
+            return UnexpectedAnswer(f"{self.address} redirects to {_origin(answer)}: use that as the base URL")
         kind = _REFUSALS.get(status, InvalidRequest if 400 <= status < 500 else None)
         if kind is None:
             return UnexpectedAnswer(self.describe(answer))
@@ -173,7 +175,7 @@ class Http:
         said = problem.get("detail") or problem.get("title")
         if said:
             return str(said)
-        return f"{self.base_url} answers {answer.status_code} {answer.reason_phrase}".rstrip() + ", not as Legato does"
+        return f"{self.address} answers {answer.status_code} {answer.reason_phrase}".rstrip() + ", not as Legato does"
 
     def object_of(self, answer: httpx.Response) -> dict[str, Any]:
         """The JSON object that an answer holds. Raises `UnexpectedAnswer`."""
@@ -182,7 +184,7 @@ class Http:
         except ValueError:
             value = None
         if not isinstance(value, dict):
-            raise UnexpectedAnswer(f"{self.base_url} answers {answer.status_code}, but not as Legato does")
+            raise UnexpectedAnswer(f"{self.address} answers {answer.status_code}, but not as Legato does")
         return value
 
     def _request(
@@ -197,7 +199,7 @@ class Http:
     ) -> httpx.Request:
         return self._client.build_request(
             method,
-            self.base_url + path,
+            self._base_url + path,
             json=json,
             params=dict(query) if query else None,
             headers={"Accept": "application/json", **self._headers, **(headers or {})},

@@ -173,7 +173,7 @@ class Stream:
             return
         if head is Head.FOREIGN:
             seen = f"{response.status_code} {response.headers.get('content-type', '')}".strip()
-            raise UnexpectedAnswer(f"{self._http.base_url} answers {seen}, and not with a stream of events")
+            raise UnexpectedAnswer(f"{self._http.address} answers {seen}, and not with a stream of events")
         try:
             await response.aread()
         except httpx.RequestError as exc:
@@ -193,12 +193,12 @@ class Stream:
         fault: str | None = None
         done = False
         if chunk is None:
-            fault = f"{self._http.base_url} ended the body before the end"
+            fault = f"{self._http.address} ended the body before the end"
         else:
             try:
                 fault, done = self._take(chunk)
             except Garbled as exc:
-                fault = f"{self._http.base_url} sent {exc}"
+                fault = f"{self._http.address} sent {exc}"
         if done or fault is not None:
             await self._hang_up()
         if fault is not None:
