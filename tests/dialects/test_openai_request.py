@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from api.dialects import chat_request, responses_request
 from api.dialects.openai_errors import shape
@@ -304,3 +306,54 @@ def test_a_request_of_an_older_version_has_no_dialect() -> None:
     assert old.dialect == {}
     subject = subject_of(GENERATION, CREATED_MS, old)
     assert (subject.shown["model"], subject.background) == ("sim/m", True)
+
+
+_leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.floats(allow_nan=False)
+    | st.sampled_from(
+        [
+            "",
+            "auto",
+            "function",
+            "message",
+            "user",
+            "assistant",
+            "json_schema",
+            "input_text",
+            "reasoning",
+            "legato:e30=",
+            "x",
+        ]
+    )
+)
+_names = st.sampled_from(
+    ["type", "role", "content", "text", "name", "function", "id", "call_id", "output", "format", "summary", "effort"]
+) | st.sampled_from(["encrypted_content", "arguments", "image_url", "include_usage", "provider_options", "json_schema"])
+_values = st.recursive(
+    _leaves,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_names, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize("module", [responses_request, chat_request], ids=["responses", "chat"])
+@given(st.data())
+def test_no_body_is_more_than_refused(module: Any, data: st.DataObject) -> None:
+    """Whatever stands in whatever field: a job, or a problem that names fields."""
+    fields = data.draw(st.lists(st.sampled_from(sorted(module._KNOWN)), max_size=5, unique=True))
+    body = {"model": data.draw(st.sampled_from(["sim-1", "gpt-9", "openai/x"])), "input": "x", "messages": USER}
+    body = {name: body[name] for name in ("model", "input" if module is responses_request else "messages")}
+    body |= {name: data.draw(_values) for name in fields}
+    try:
+        job = module.job_of(body, SETTINGS)
+    except Problem as problem:
+        named = [bool(item.field and item.message) for item in problem.fields]
+    else:
+        subject = subject_of(GENERATION, CREATED_MS, Request.decode(job.encode()))
+        assert ResponseStream(subject).begin()
+        named = [bool(item["id"]) for item in input_items(subject, job)]
+    assert named
+    assert all(named)
