@@ -105,6 +105,8 @@ if r[4] and r[4] ~= '' and TERMINAL[final] and final ~= 'cancelled' then
   return {'cancelled', last, r[4]}
 end
 
+local code = final == 'failed' and cjson.decode(payload_at(count - 1)).code
+
 adopt()
 local message = {last}
 for i = skip, count - 1 do
@@ -120,7 +122,7 @@ if TERMINAL[final] then
   redis.call('HSET', record, 'head', head, 'state', final, 'ended_ms', now, 'lease', '0')
   redis.call('HDEL', record, 'pass')
   if r[7] and r[7] ~= '' then redis.call('HSET', record, 'end', payload_at(count - 1)) end
-  if final == 'failed' then redis.call('HSET', record, 'failure', cjson.decode(payload_at(count - 1)).code) end
+  if code then redis.call('HSET', record, 'failure', code) end
   redis.call('PEXPIRE', log, r[5])
   redis.call('PEXPIRE', KEYS[3], r[5])
   redis.call('PEXPIRE', record, r[6])
