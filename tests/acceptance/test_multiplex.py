@@ -204,6 +204,36 @@ def test_threads_give_their_generations_one_after_another(stack: Stack) -> None:
     assert page.texts == expected | {more: sim_text(9, 7)}
 
 
+def test_a_thread_whose_next_one_has_said_nothing_yet_keeps_its_place(redis_url: str, tmp_path: Path) -> None:
+    """One place in the worker: the second of the thread waits while another's frames move the cursor on. Dropped, the
+    place would let the reader come back to the newest of the thread, past the second."""
+    with Stack.start(redis_url, tmp_path, environment={"LEGATO_WORKER_CONCURRENCY": "1"}) as stack:
+        first = stack.submit({"tokens": 5, "seed": 1}, thread="t")
+        stack.wait_status(first, "completed")
+        page = Page([], ["t"])
+        page.read(stack.urls[0])
+        other = stack.submit({"tokens": 100, "seed": 2, "tokens_per_second": 50})
+        stack.wait_entries(other, 3)
+        second, third = (stack.submit({"tokens": 5, "seed": n}, thread="t") for n in (3, 4))
+        page.names.insert(0, ("generation", other))
+        with page.open(stack.urls[0]) as stream:
+            for frame in stream.frames():
+                page.take(frame)
+                if page.readers.get(other) and len(page.readers[other].ids) > 3:
+                    break
+        assert page.cursor is not None
+        assert first[-8:] in page.cursor
+        for name in (second, third):
+            stack.wait_status(name, "completed", seconds=60)
+        page.follow(stack.urls)
+        assert page.texts == {
+            first: sim_text(5, 1),
+            other: sim_text(100, 2),
+            second: sim_text(5, 3),
+            third: sim_text(5, 4),
+        }
+
+
 def test_a_long_replay_lets_a_short_one_pass(stack: Stack) -> None:
     long, short = stack.submit({"tokens": 60_000, "seed": 1}), stack.submit({"tokens": 30, "seed": 2})
     for name in (long, short):

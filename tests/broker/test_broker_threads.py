@@ -14,6 +14,7 @@ from broker.events import CancelReason, Completed, Entry, FinishReason, encode
 from broker.generation import Record, State, ThreadPolicy
 from broker.lease import Ended, Lease, Waits, new_owner
 from broker.log import Appended
+from broker.queue import Hint
 from broker.records import CancelOutcome, Records, Submitted
 from broker.scripts import CONFIRM, JOIN, Script
 from broker.settings import Settings
@@ -180,6 +181,22 @@ async def test_interrupt_cancels_all_before_it_and_begins_after_their_ends(kit: 
     cancelled = Entry(f"1-{lease.epoch}", b"cancelled", b'{"reason":"interrupted"}')
     await kit.log.append(running, lease.epoch, lease.owner, "0-0", [cancelled])
     await kit.records.threads.leave("acme", "chat", running)
+    assert await take(kit) == [newest.id]
+
+
+async def test_an_interrupt_lets_nobody_begin_in_between(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three that no worker has yet, the second and the third have no turn while the first is cancelled."""
+    first, *_ = await submitted(kit, 3)
+    hinted = []
+    add = kit.queue.add
+
+    async def noted(hint: Hint, **options: Any) -> bool:
+        hinted.append(hint.generation)
+        return await add(hint, **options)
+
+    monkeypatch.setattr(kit.queue, "add", noted)
+    newest = await submit(kit, INTERRUPT)
+    assert set(hinted) <= {first, newest.id}
     assert await take(kit) == [newest.id]
 
 
