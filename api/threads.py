@@ -8,6 +8,7 @@ same.
 from __future__ import annotations
 
 from contextlib import suppress
+from urllib.parse import quote
 
 import orjson
 from fastapi import APIRouter, Request
@@ -50,7 +51,7 @@ def router(services: Services) -> APIRouter:
             "active": found.running,
             "queued": found.waiting,
             "last": found.known[-1] if found.known else None,
-            "stream_url": str(request.url.path) + "/events",
+            "stream_url": f"/v1/threads/{quote(thread, safe='')}/events",
         }
         return Response(orjson.dumps(body), media_type="application/json")
 

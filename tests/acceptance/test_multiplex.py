@@ -11,7 +11,9 @@ from pathlib import Path
 from urllib.parse import urlencode
 from uuid import uuid4
 
+import httpx
 import pytest
+from httpx_sse import connect_sse
 
 from broker.embedded import EmbeddedServer
 from tests.support.servers import free_port
@@ -105,6 +107,33 @@ def test_many_texts_are_whole_through_random_cuts(stack: Stack, accept: str, see
     assert connections > 5
     assert page.texts == {name: sim_text(int(job["tokens"]), int(job["seed"])) for name, job in options.items()}
     assert page.gone == {}
+
+
+def test_httpx_sse_reads_all_of_them_by_the_cursor_alone(stack: Stack) -> None:
+    """A library that knows nothing of this: it comes back with the last id, however the body ended, until 204."""
+    names = [stack.submit({"tokens": 60, "seed": n, "tokens_per_second": 60}) for n in range(8)]
+    texts, ended, last, connections = dict.fromkeys(names, ""), set(), "", 0
+    with httpx.Client(base_url=stack.urls[0], timeout=60) as client:
+        while True:
+            query = [("generation", name) for name in names]
+            headers = {"Last-Event-ID": last} if last else {}
+            with connect_sse(client, "GET", "/v1/events", params=query, headers=headers) as source:
+                if source.response.status_code == 204:
+                    break
+                connections += 1
+                for number, event in enumerate(source.iter_sse()):
+                    data = event.json()
+                    last = event.id or last
+                    if event.event == "delta":
+                        texts[data["generation"]] += data["text"]
+                    if event.event == "completed":
+                        assert data["generation"] not in ended
+                        ended.add(data["generation"])
+                    if connections < 6 and number == 15:
+                        break
+    assert texts == {name: sim_text(60, n) for n, name in enumerate(names)}
+    assert ended == set(names)
+    assert connections > 1
 
 
 def test_one_connection_carries_all_to_their_ends_and_ends_cleanly(stack: Stack) -> None:

@@ -79,6 +79,7 @@ def test_a_thread_runs_in_order_though_workers_are_killed(stack: Stack, thread: 
     assert [record["text"] for record in records(stack, ids)] == [sim_text(20, n) for n in range(6)]
     said = stack.get(thread_path(thread, "")).json()
     assert (said["thread"], said["active"], said["queued"], said["last"]) == (thread, None, [], ids[-1])
+    assert stack.get(said["stream_url"]).status == 200
 
 
 def test_one_that_waits_takes_no_place_in_a_worker(redis_url: str, tmp_path: Path, thread: str) -> None:
