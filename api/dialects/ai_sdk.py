@@ -126,6 +126,8 @@ def _job(body: Json, settings: Settings) -> Job:
     asked["messages"] = messages
     if isinstance(chat := body.get("id"), str):
         asked["thread"] = THREAD + chat
+    elif "thread_policy" not in body:
+        asked.pop("thread_policy", None)  # of the defaults: without a chat there is nobody to wait for
     wanted = validate(asked, settings)
     last = body["messages"][-1]
     # The answer goes on with the assistant's message, where that is the last one: its tools have answered.

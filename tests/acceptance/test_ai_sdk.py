@@ -54,7 +54,7 @@ def stack(redis_server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory
         tmp_path_factory.mktemp("ai-sdk"),
         environment={
             "LEGATO_HTTP_TOOLS": json.dumps(tools),
-            "LEGATO_AI_SDK_DEFAULTS": json.dumps({"provider": "sim", "model": "sim-1"}),
+            "LEGATO_AI_SDK_DEFAULTS": json.dumps({"provider": "sim", "model": "sim-1", "thread_policy": "enqueue"}),
         },
     ) as running:
         yield running
