@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -29,6 +30,7 @@ from starlette.routing import BaseRoute, Route
 from api.auth import authenticate
 from api.dialects.ai_sdk_messages import converted
 from api.dialects.ai_sdk_stream import Chunk, ResetStyle, UiMessageStream, framed, joined, replayed
+from api.dialects.encoder import CannotTakeBack
 from api.dialects.viewer import DialectStream
 from api.problem import Problem
 from api.services import Services
@@ -246,7 +248,8 @@ async def _count(services: Services, generation: str, message_id: str) -> int:
         stream = UiMessageStream(message_id)
         count = len(stream.begin())
         async for page in services.log.pages(generation):
-            count += sum(len(stream.add(entry)) for entry in page.entries)
+            with suppress(CannotTakeBack):  # the stream ends there, too
+                count += sum(len(stream.add(entry)) for entry in page.entries)
         if page.held:
             return count
 
