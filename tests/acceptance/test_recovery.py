@@ -159,9 +159,10 @@ def test_nobody_reading_cancels_after_the_grace_and_not_before(stack: Stack) -> 
         assert stack.status(generation) == "running"
     stack.wait_status(generation, "cancelled")
     assert stack.log(generation)[-1][1].reason.value == "abandoned"  # type: ignore[union-attr]
-    metrics = stack.get("/metrics").body.decode()
-    assert "legato_generations_abandoned_total 1\n" in metrics
-    unspent = next(line for line in metrics.splitlines() if line.startswith("legato_tokens_unspent_total "))
+    counted = "legato_generations_abandoned_total 1\n"  # behind the end that it counts
+    eventually(lambda: counted in stack.get("/metrics").body.decode(), "it is counted")
+    lines = stack.get("/metrics").body.decode().splitlines()
+    unspent = next(line for line in lines if line.startswith("legato_tokens_unspent_total "))
     shown = sum(isinstance(event, Delta) for _, event in stack.log(generation))
     assert float(unspent.split()[1]) == 10_000 - shown
 
