@@ -29,7 +29,7 @@ async function legato(args, environment, pattern) {
       createInterface({ input: out }).on("line", (line) => {
         const found = pattern.exec(line);
         if (found) resolve(found[0]);
-        else if (/"level": "(error|critical)"|Traceback/.test(line)) console.error(line);
+        else if (!/stopping in good order/.test(line)) console.error(line);
       });
     }
     child.once("exit", (code) => reject(new Error(`legato ${args[0]} ended with ${code}`)));

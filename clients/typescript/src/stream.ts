@@ -228,11 +228,16 @@ export class Stream implements AsyncIterable<StreamEvent> {
 
   *#polled(answer: any): Generator<StreamEvent, void, undefined> {
     const { verdict, events, position, status } = Object(answer);
+    if (verdict === null) {
+      this.#link = { ...this.#link, phase: "ended" }; // a thread in which nothing more runs
+      return;
+    }
     if (!Array.isArray(events) || typeof position !== "string") {
       throw new LegatoError("unexpected_answer", "expected an answer with events and a position", 200);
     }
     const from = this.#link.cursor ?? "0-0";
-    const open = { generation: this.generation, verdict, from, head: position, status, attempt: this.#state.attempt };
+    const generation = this.generation || position.split("/")[0]!; // a thread's positions say whose they are
+    const open = { generation, verdict, from, head: position, status, attempt: this.#state.attempt };
     yield* this.#signal({ is: "frame", event: "open", id: undefined, data: open, retry: undefined });
     for (const { event, id, data } of events) {
       yield* this.#take({ event, id, data: JSON.stringify(data), retry: undefined });
