@@ -1,6 +1,6 @@
 "use client";
 import { createElement, useEffect, useRef, useState, type CSSProperties, type ReactElement } from "react";
-import { sayable } from "./sentences.js";
+import { sayable, spoken } from "./sentences.js";
 import type { UseGeneration } from "./useGeneration.js";
 
 export interface Words {
@@ -56,7 +56,8 @@ export function LiveRegion(props: {
   useEffect(() => {
     const say = (line: string): void => {
       const key = ++said.current.count;
-      if (line.trim()) setLines((before) => [...before.slice(1 - KEPT), { key, line: line.trim() }]);
+      const words = spoken(line);
+      if (words) setLines((before) => [...before.slice(1 - KEPT), { key, line: words }]);
     };
     const look = (): void => {
       const { words } = latest.current;

@@ -17,3 +17,12 @@ export function sayable(text: string, from: number, ended: boolean): string {
   if (end === 0 && rest.length > MOST_CHARACTERS) end = rest.lastIndexOf(" ", MOST_CHARACTERS) + 1 || MOST_CHARACTERS;
   return rest.slice(0, end);
 }
+
+/** The same without the marks of Markdown, which nobody wants to hear. */
+export function spoken(markdown: string): string {
+  return markdown
+    .replace(/!?\[([^\]]*)\]\([^)]*\)/g, "$1")
+    .replace(/^[ \t]*(?:`{3,}.*|~{3,}.*|#{1,6}[ \t]+|>[ \t]?|[-*+][ \t]+)/gm, "")
+    .replace(/\*+|`+|~~/g, "")
+    .trim();
+}

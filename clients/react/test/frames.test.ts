@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { byFrames } from "../src/frames.js";
-import { sayable } from "../src/sentences.js";
+import { sayable, spoken } from "../src/sentences.js";
 
 test("on screens of 60 and of 120 Hz text is rendered at most some forty times a second", (t) => {
   const callbacks: ((now: number) => void)[] = [];
@@ -45,4 +45,9 @@ test("text without an end of a sentence is said in pieces, cut at spaces", () =>
   const text = "word ".repeat(200);
   const piece = sayable(text, 0, false);
   assert.ok(piece.length > 300 && piece.length <= 401 && piece.endsWith("word "), String(piece.length));
+});
+
+test("marks of Markdown are not said, and words with underscores stay words", () => {
+  const text = "## One *two*\n\n> **three** [four](https://x.example/a) `five_six`\n\n- seven\n\n```js\neight\n```";
+  assert.equal(spoken(text).replace(/\s+/g, " "), "One two three four five_six seven eight");
 });
