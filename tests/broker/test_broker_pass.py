@@ -59,6 +59,16 @@ async def test_who_was_replaced_writes_no_more(kit: Kit) -> None:
     assert await append(kit, lease, 2) == Fenced(later.epoch)
 
 
+async def test_nobody_else_writes_under_its_epoch(kit: Kit) -> None:
+    """What the record does not know, the pass does not let in."""
+    lease = await passing(kit)
+    for epoch, owner in ((lease.epoch, "somebody"), (lease.epoch - 1, lease.owner)):
+        entry = Entry(f"2-{epoch}", *encode(Delta(text="not mine")))
+        answer = await kit.log.append(lease.generation, epoch, owner, f"1-{epoch}", [entry])
+        assert answer == Fenced(lease.epoch)
+    assert len(await kit.log.read_all(lease.generation)) == 1
+
+
 async def test_a_stored_cancel_is_told_with_the_next_append(kit: Kit) -> None:
     lease = await passing(kit)
     record = await kit.records.get("acme", lease.generation)
