@@ -719,8 +719,8 @@ def main(words: list[str]) -> int:
             width = max(len(each.rule) for each in chosen)
             survived = 0
             for mutation, failures in zip(chosen, outcomes, strict=True):
+                survived += all(failure is None for failure in failures.values())
                 for file, failure in failures.items():
-                    survived += failure is None
                     print(f"{mutation.rule:<{width}}  {failure or f'SURVIVED {file}'}", flush=True)
     print(f"{len(chosen)} rules, {survived} survived")
     return 1 if survived else 0
