@@ -125,6 +125,15 @@ def test_every_relative_link_leads_somewhere() -> None:
                 assert anchor in anchors(there), where
 
 
+def test_the_readme_links_to_every_page() -> None:
+    """The decisions by their folder."""
+    linked = {target.partition("#")[0] for target in _LINK.findall(prose(ROOT / "README.md"))}
+    there = {str(path.relative_to(ROOT)) for path in documents() if path.is_relative_to(ROOT / "docs")}
+    missing = {page for page in there if not page.startswith("docs/adr/")} - linked
+    assert not missing
+    assert "docs/adr/" in linked
+
+
 def test_every_command_that_a_document_shows_exists() -> None:
     reserved = {"keys"}  # in the protocol's list of what is not there yet
     for path in documents():
