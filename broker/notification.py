@@ -6,12 +6,14 @@ else is msgpack: `[prev, id, field, payload, id, field, payload …]`, or `[dele
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgpack
 
 from broker.events import Entry
 
 #: Text begins with the digits of a position, an array of msgpack with a byte that no text begins with.
-_FIRST_OF_ARRAY = 0x80
+_FIRST_OF_ARRAY: Final = 0x80
 
 
 def decode(message: bytes) -> tuple[str, list[Entry]] | None:

@@ -47,13 +47,13 @@ class Sweeper:
         if not await self._store.take_turn(self._keys.sweeper(), turn_ms):
             return Swept(orphans=0, stale=0)
         orphans = stale = 0
-        keys: list[str] = []
+        generations: list[str] = []
         async for key in self._store.scan(self._keys.records_pattern()):
-            keys.append(self._keys.generation_of_record(key))
-            if len(keys) == _SWEEP_STEP:
-                orphans += await self._adopt_all(keys)
-                keys = []
-        orphans += await self._adopt_all(keys)
+            generations.append(self._keys.generation_of_record(key))
+            if len(generations) == _SWEEP_STEP:
+                orphans += await self._adopt_all(generations)
+                generations = []
+        orphans += await self._adopt_all(generations)
         async for line in self._store.scan(self._keys.lines_pattern()):
             await self._records.threads.advance_line(line)
         async for index in self._store.scan(self._keys.indexes_pattern()):

@@ -142,7 +142,6 @@ class Reader:
         self.follower = Follower(generation, sightings, violations)
         self.manners = manners(draw, transports)
         self.refused: Refused | None = None
-        self.refused_at = 0.0
         self.refused_with: str | None = None  # the cursor it came with
         self.connections = 0
         self.attached: list[tuple[float, float]] = []  # from … to, Unix seconds, of every connection
@@ -165,7 +164,7 @@ class Reader:
             try:
                 await self._connection()
             except Refused as refused:
-                self.refused, self.refused_at, self.refused_with = refused, time.time(), cursor
+                self.refused, self.refused_with = refused, cursor
             except (_Again, OSError, EOFError, TimeoutError, httpx.HTTPError) as exc:
                 self._seen.statuses[type(exc).__name__] += 1
             self.attached.append((since, time.time()))

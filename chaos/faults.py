@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -88,10 +87,6 @@ class Faults:
         self._doors = doors
         self._keys = keys
         self._jobs = jobs
-
-    @property
-    def by_kind(self) -> Counter[str]:
-        return Counter(done.fault.kind.value for done in self.done if not done.problem)
 
     async def run(self, schedule: Sequence[Fault]) -> None:
         """Inject every fault at its time; returns when the last is over."""

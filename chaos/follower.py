@@ -21,7 +21,6 @@ class Sightings:
 
     at: dict[tuple[str, str], bytes] = field(default_factory=dict)
     ends: dict[str, dict[str, str]] = field(default_factory=dict)  # generation -> position -> event and data
-    compared: int = 0
 
 
 @dataclass(slots=True)
@@ -40,7 +39,6 @@ class Follower:
         self.generation = generation
         self.cursor: str | None = None
         self.end: str | None = None  # the terminal event's name
-        self.end_data: dict[str, Any] = {}
         self.verdicts: list[str] = []
         self.resets = 0
         self.results: list[tuple[str, str]] = []  # of tools: id of the call, content
@@ -93,7 +91,7 @@ class Follower:
             self.cursor = position
             self._sight(position)
         if event in TERMINAL:
-            self.end, self.end_data = event, body
+            self.end = event
             known = self._seen.ends.setdefault(self.generation, {})
             said = json.dumps([event, body], sort_keys=True)
             if position is not None and known.setdefault(position, said) != said:
@@ -125,7 +123,6 @@ class Follower:
 
     def _sight(self, position: str) -> None:
         digest = self._digest.digest()
-        self._seen.compared += 1
         if self._seen.at.setdefault((self.generation, position), digest) != digest:
             self._wrong("two_contents", f"two texts under {position}; one ends {self.text[-60:]!r}")
 

@@ -41,7 +41,6 @@ class Job:
     gave_up: bool = False
     cancel_asked_at: float | None = None
     cancel_stored_at: float | None = None
-    ends_at: float | None = None
     results_answers: Counter[int] = field(default_factory=Counter)  # to results of its tools
     readers: list[Reader] = field(default_factory=list)
     other_ids: list[tuple[str, float]] = field(default_factory=list)  # the same key gave another one, when
