@@ -34,6 +34,7 @@ from api.qualified import MarkedFraming, composed
 from api.services import PASSING, Services
 from api.stream import (
     FaultResponse,
+    StreamRoute,
     asks_to_poll,
     cursor_text,
     framing_of,
@@ -78,19 +79,8 @@ class Wanted:
         return self.begin.seen_the_end if isinstance(self.begin, Start) else self.begin is Open.NOTHING
 
 
-class MultiplexRoute:
-    """`GET /v1/events`, as an ASGI application."""
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self._answer(scope, receive, send)
-        except Problem as problem:
-            await problem(scope, receive, send)
-        except LegatoError as error:
-            await problem_of(error)(scope, receive, send)
+class MultiplexRoute(StreamRoute):
+    """`GET /v1/events`."""
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         services, headers = self._services, Headers(scope=scope)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from typing import Final, Protocol
 from urllib.parse import parse_qs
@@ -63,8 +64,8 @@ class Connection(Protocol):
         ...
 
 
-class EventsRoute:
-    """`GET /v1/generations/{generation}/events`, as an ASGI application."""
+class StreamRoute(ABC):
+    """A route that answers with a stream, as an ASGI application. What it raises before is answered as a problem."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -76,6 +77,14 @@ class EventsRoute:
             await problem(scope, receive, send)
         except LegatoError as error:
             await problem_of(error)(scope, receive, send)
+
+    @abstractmethod
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises `Problem`, `LegatoError`."""
+
+
+class EventsRoute(StreamRoute):
+    """`GET /v1/generations/{generation}/events`."""
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self._services

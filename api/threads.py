@@ -19,11 +19,11 @@ from starlette.types import Receive, Scope, Send
 from api import longpoll
 from api.auth import authenticate
 from api.cursors import Qualified
-from api.problem import Problem, problem_of
 from api.qualified import QualifiedFraming
 from api.services import PASSING, Services
 from api.stream import (
     FaultResponse,
+    StreamRoute,
     asks_to_poll,
     cursor_text,
     framing_of,
@@ -34,7 +34,7 @@ from api.stream import (
     snapshot_asked,
 )
 from api.viewer import Start, start
-from broker.errors import GenerationExpired, GenerationUnknown, InvalidPosition, LegatoError
+from broker.errors import GenerationExpired, GenerationUnknown, InvalidPosition
 from broker.generation import State
 
 
@@ -60,19 +60,8 @@ def router(services: Services) -> APIRouter:
     return routes
 
 
-class ThreadEventsRoute:
-    """`GET /v1/threads/{thread}/events`, as an ASGI application."""
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self._answer(scope, receive, send)
-        except Problem as problem:
-            await problem(scope, receive, send)
-        except LegatoError as error:
-            await problem_of(error)(scope, receive, send)
+class ThreadEventsRoute(StreamRoute):
+    """`GET /v1/threads/{thread}/events`."""
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self._services

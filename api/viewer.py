@@ -245,12 +245,7 @@ class Viewer:
     def _from_window(self, notices: list[Notice]) -> bytes:
         if not notices:
             return b""
-        size = 0
-        for at, notice in enumerate(notices):
-            size += len(notice.entry.payload)
-            if at and size > PAGE_BYTES:
-                notices = notices[:at]
-                break
+        notices = one_page(notices)
         last = notices[-1].entry
         if len(notices) > _FRAMED_SINGLY:
             return self._merged([notice.entry for notice in notices])
@@ -281,6 +276,16 @@ class Viewer:
         """The end of a generation that was erased while it was read: shown, never logged, so without a position."""
         self.finished = True
         return self.framing.frame(b"cancelled", orjson.dumps({"reason": CancelReason.DELETED.value}))
+
+
+def one_page(notices: list[Notice]) -> list[Notice]:
+    """The first of them, as many as a page of the log may hold; one at least."""
+    size = 0
+    for at, notice in enumerate(notices):
+        size += len(notice.entry.payload)
+        if at and size > PAGE_BYTES:
+            return notices[:at]
+    return notices
 
 
 def fault(services: Services, framing: Framing, generation: str, cursor: str | None, error: LegatoError) -> bytes:

@@ -15,10 +15,10 @@ from api.dialects.encoder import CannotTakeBack, Encoder
 from api.frames import SSE
 from api.services import Services
 from api.stream import send_body
-from api.viewer import Start, Viewer
+from api.viewer import Start, Viewer, one_page
 from broker.errors import LegatoError
 from broker.events import Entry
-from broker.log import PAGE_BYTES, Page
+from broker.log import Page
 from broker.window import Notice
 
 
@@ -53,14 +53,7 @@ class DialectViewer(Viewer):
         return said
 
     def _from_window(self, notices: list[Notice]) -> bytes:
-        size = 0
-        entries: list[Entry] = []
-        for notice in notices:
-            size += len(notice.entry.payload)
-            if entries and size > PAGE_BYTES:
-                break
-            entries.append(notice.entry)
-        return self._merged(entries)
+        return self._merged([notice.entry for notice in one_page(notices)])
 
     def _deleted(self) -> bytes:
         self.finished = True
