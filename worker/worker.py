@@ -1,4 +1,4 @@
-"""A worker process: takes hints, claims generations, runs up to N of them, renews their leases.
+"""A worker process: takes hints, claims generations, runs up to N of them.
 
 Any worker may take over what a lost one held: a hint that is due is looked at by whoever takes it, and the claim
 decides. So there is no separate reaper; `sweep_loop` only finds generations whose hint the queue has lost.
@@ -15,10 +15,10 @@ from typing import Final
 import structlog
 
 from broker.backoff import Backoff
-from broker.errors import Closed, Fenced, GenerationExpired, GenerationUnknown, StoreError, StoreUnavailable, where
+from broker.errors import GenerationExpired, GenerationUnknown, StoreError, StoreUnavailable, where
 from broker.events import DELTA_FIELDS, CancelReason, Json
 from broker.generation import State
-from broker.lease import Busy, ClaimAnswer, Ended, Lease, Leases, Lost, Missing, Renewed, Waits, new_owner
+from broker.lease import Busy, ClaimAnswer, Ended, Lease, Leases, Missing, Waits, new_owner
 from broker.log import Log
 from broker.queue import Hint, Queue
 from broker.records import Records
@@ -33,6 +33,7 @@ from worker.means import Means
 from worker.overlap import UpstreamMark
 from worker.providers.base import Provider
 from worker.pulse import Pulse
+from worker.renewals import Renewals
 from worker.run import Outcome, Result, Run
 from worker.tools.registry import Tools
 from worker.webhooks import Deliveries, Endpoint
@@ -45,11 +46,10 @@ _IDLE_SECONDS: Final = 1.0
 #: Hints taken at once; the rest is left to other workers.
 _TAKE_MOST: Final = 16
 
-#: A run that had no answer of the store for this long asks for one: that is how it learns of a cancel.
-_POLL_SECONDS: Final = 0.5
-_TICK_SECONDS: Final = 0.1
-
 _WATCH_SECONDS: Final = 1.0
+
+#: How long a loop with a defect is left alone.
+_DEFECT_SECONDS: Final = 0.1
 
 #: A hint of a generation that waits is looked at this often all the same.
 _LONGEST_WAIT_MS: Final = 30_000
@@ -77,17 +77,15 @@ class Worker:
         self._sweeper = Sweeper(store, self._records)
         self._leases = Leases(store)
         self._totals = Totals(store)
-        self._throttle = Throttle(store)
         self._settings = settings
-        self._pulse = Pulse(tolerance=settings.lease_seconds)
         self._means = Means(
             store=store,
             log=Log(store),
             leases=self._leases,
-            throttle=self._throttle,
+            throttle=Throttle(store),
             providers=providers,
             tools=tools,
-            pulse=self._pulse,
+            pulse=Pulse(tolerance=settings.lease_seconds),
             settings=settings,
         )
         self._keeper = Keeper(heal_seconds=settings.heal_seconds, heal_bytes=settings.heal_bytes)
@@ -96,9 +94,9 @@ class Worker:
         )
         store.on_return(self._store_returned)
         self._runs: dict[str, tuple[Run, Hint]] = {}
+        self._renewals = Renewals(self._runs, queue=self._queue, threads=self._threads, means=self._means)
         self._tasks: set[asyncio.Task[None]] = set()
         self._handing_over = False
-        self._data_lost = False  # since the hints and places of what runs here were renewed
         self._slot_free = asyncio.Event()
         self._draining = asyncio.Event()
 
@@ -110,14 +108,14 @@ class Worker:
         """Work until drained."""
         async with asyncio.TaskGroup() as group:
             helpers = [
-                self._pulse.run,
-                self.renew_loop,
-                self.hint_loop,
+                self._means.pulse.run,
+                self._renewals.renew_loop,
+                self._renewals.hint_loop,
                 self._keeper.run,
                 self.watch_loop,
                 self.sweep_loop,
+                self._deliveries.run,
             ]
-            helpers.append(self._deliveries.run)
             helping = [group.create_task(_unharmed(helper), name=helper.__name__) for helper in helpers]
             await self.claim_loop()
             await self._let_go()
@@ -147,63 +145,6 @@ class Worker:
             except StoreError as exc:
                 _log.warning("queue_unavailable", error=str(exc))
                 await self._unless_draining(asyncio.sleep(backoff.next()))
-
-    async def renew_loop(self) -> None:
-        """Renew every lease well before its time, and poll for cancels where no append brings the answer."""
-        term = self._settings.lease_seconds / 3
-        while True:
-            await asyncio.sleep(_TICK_SECONDS)
-            now = self._pulse.now()
-            asking = [run for run, _ in self._runs.values() if self._is_due(run, now, term)]
-            for run in asking:
-                # Not waited for: a shard that hangs must not cost the others their leases.
-                run.renewing = asyncio.create_task(self._renew(run), name=f"renew {run.generation}")
-
-    async def hint_loop(self) -> None:
-        """Renew the hints of what runs here, and its places in the lines of threads and under the providers' limits.
-        Beside the leases, never before them: a server that hangs must not cost what it does not hold."""
-        term = self._settings.lease_seconds / 3
-        hints_at = self._pulse.now()
-        while True:
-            await asyncio.sleep(_TICK_SECONDS)
-            now = self._pulse.now()
-            if self._runs and (now - hints_at >= term or self._data_lost):
-                hints_at, self._data_lost = now, False
-                try:
-                    await self._queue.look_again([hint for _, hint in self._runs.values()], self._settings.lease_ms)
-                    await self._keep_places()
-                    await self._keep_calls()
-                except StoreError as exc:
-                    _log.warning("queue_unavailable", error=str(exc))
-
-    async def _keep_places(self) -> None:
-        """What runs here keeps its place in the line of its thread, also where the store has lost it."""
-        keeping = [
-            self._threads.keep_place(
-                run.lease.tenant, run.lease.request.thread, run.generation, ttl_seconds=run.lease.request.ttl_seconds
-            )
-            for run, _ in self._runs.values()
-            if run.lease.request.thread is not None
-        ]
-        await asyncio.gather(*keeping)
-
-    async def _keep_calls(self) -> None:
-        """Calls of providers that still run keep their place under the shared limits."""
-        holders: dict[str, list[str]] = {}
-        for run, _ in self._runs.values():
-            held = run.attempt.admission.held if run.attempt is not None else None
-            if held is not None:
-                holders.setdefault(held[0], []).append(held[1])
-        for provider, names in holders.items():
-            await self._throttle.keep(provider, names)
-
-    @staticmethod
-    def _is_due(run: Run, now: float, term: float) -> bool:
-        if run.writer is None or (run.renewing is not None and not run.renewing.done()):
-            return False
-        if run.lease.request.grace_seconds is not None:
-            term = min(term, _POLL_SECONDS)  # the renewal is also the look at who is reading
-        return now - run.renewed_at >= term or now - max(run.writer.answered_at, run.renewed_at) >= _POLL_SECONDS
 
     async def watch_loop(self) -> None:
         """Notice within a second that a server has lost data, though no connection broke: everything is looked at."""
@@ -330,30 +271,6 @@ class Worker:
             written = sum(entry.field in DELTA_FIELDS for entry in writer.entries)
             await self._totals.add(Total.TOKENS_UNSPENT, max(0, limit - written))
 
-    async def _renew(self, run: Run) -> None:
-        writer = run.writer
-        if writer is None:
-            return
-        lease = run.lease
-        try:
-            answer = await self._leases.renew(lease)
-        except StoreError:
-            return  # the writer meets the same outage, and waits for its end
-        if lease is not run.lease:
-            return  # the writer claimed anew meanwhile
-        run.renewed_at = self._pulse.now()
-        match answer:
-            case Renewed(cancel=reason):
-                writer.answered_at = run.renewed_at
-                writer.cancel(reason)
-            case Lost():
-                writer.lose(Fenced("a later claim, or a delete, has taken the generation"))
-            case Ended():
-                if not (writer.entries and writer.entries[-1].is_terminal):
-                    writer.lose(Closed("the log has its end already"))
-            case Missing():
-                writer.ask()
-
     async def _let_go(self) -> None:
         """Wait for what runs; hand over what is left when the time to drain is over. A store that is away cannot keep
         the process: after a lease everything here is somebody else's anyway."""
@@ -372,7 +289,7 @@ class Worker:
 
     def _store_returned(self) -> None:
         """A server answers again after a break: what it holds may not be what it held."""
-        self._data_lost = True
+        self._renewals.store_returned()
         self._keeper.store_returned()
         for run, _ in self._runs.values():
             if run.writer is not None:
@@ -409,4 +326,4 @@ async def _unharmed(loop: Callable[[], Awaitable[None]]) -> None:
             await loop()
         except Exception as exc:  # noqa: BLE001 - see above
             _log.error("loop_defect", loop=loop.__qualname__, **where(exc))
-            await asyncio.sleep(_TICK_SECONDS)
+            await asyncio.sleep(_DEFECT_SECONDS)
