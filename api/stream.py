@@ -278,7 +278,7 @@ async def send_body(
         return
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine of a server runs in a task
-    leaving = asyncio.ensure_future(_left(receive))
+    leaving = asyncio.ensure_future(left(receive))
     leaving.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
     try:
         while True:
@@ -317,7 +317,7 @@ async def once(chunk: bytes) -> AsyncIterator[bytes]:
     yield chunk
 
 
-async def _left(receive: Receive) -> None:
+async def left(receive: Receive) -> None:
     """Return when the reader has closed its connection."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -31,7 +31,7 @@ from api.auth import authenticate
 from api.dialects.ai_sdk_messages import converted
 from api.dialects.ai_sdk_stream import Chunk, ResetStyle, UiMessageStream, framed, joined, replayed
 from api.dialects.encoder import CannotTakeBack
-from api.dialects.viewer import DialectStream
+from api.dialects.viewer import DialectStream, last_reset
 from api.problem import Problem
 from api.services import Services
 from api.submit import idempotency_key, parse, refusal, submit_job, validate
@@ -41,8 +41,6 @@ from broker.events import CancelReason, Entry, Json
 from broker.generation import Record, is_id
 from broker.generation import Request as Job
 from broker.options import Wrong
-from broker.position import BEGINNING
-from broker.records import CancelOutcome
 from broker.settings import Settings
 
 PREFIX: Final = "/ai-sdk/"
@@ -191,7 +189,7 @@ async def _replay(services: Services, request: Request) -> Response:
         encoder = _Encoder(stream, counting=True, skip=index)
     else:
         # Whole, but for what was taken back: the message is built anew, with what it had before this answer.
-        since = await _last_reset(services, record.id)
+        since = await last_reset(services, record.id)
         begin = await start(services, tenant, record.id, since, snapshot=False)
         stream = UiMessageStream(message_id, resets=resets)
         encoder = _Encoder(stream, counting=False, before=replayed(kept.get("parts", [])))
@@ -232,16 +230,6 @@ async def _find(services: Services, tenant: str, chat: str, *, lasting: bool) ->
     return None if over else record
 
 
-async def _last_reset(services: Services, generation: str) -> str:
-    """The position of the last `reset` in the log; `0-0` where there is none."""
-    while True:
-        found = BEGINNING
-        async for page in services.log.pages(generation):
-            found = next((entry.position for entry in reversed(page.entries) if entry.field == b"reset"), found)
-        if page.held:
-            return found
-
-
 async def _count(services: Services, generation: str, message_id: str) -> int:
     """How many chunks the log has now."""
     while True:
@@ -271,9 +259,7 @@ async def _stop(services: Services, request: Request) -> Response:
     named = body.get("activeStreamId")
     if record is None or record.state.is_terminal or named not in (None, record.id, _message_id(record.id, {})):
         return _json({"success": True, "generation": None})
-    outcome = await services.records.cancel(record, CancelReason.USER)
-    if outcome is CancelOutcome.REQUESTED:
-        services.background(services.see_cancelled(record, CancelReason.USER), name=f"see {record.id} cancelled")
+    await services.cancel(record, CancelReason.USER)
     return _json({"success": True, "generation": record.id})
 
 

@@ -92,7 +92,6 @@ class ChunkStream:
             "system_fingerprint": None,
         }
         self._head = orjson.dumps(head)[:-1]
-        self._usage: Usage | None = None
 
     def begin(self) -> bytes:
         """What stands before the first entry: whose message it is."""

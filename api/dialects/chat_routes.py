@@ -17,7 +17,7 @@ from api.dialects.chat_chunks import DONE, ChunkStream, Completion, completion, 
 from api.dialects.chat_request import include_usage, job_of
 from api.dialects.openai_errors import stream_reset
 from api.dialects.openai_submit import body_of, headers_of, interrupted, json_response, submit
-from api.dialects.viewer import DialectStream
+from api.dialects.viewer import DialectStream, last_reset
 from api.dialects.waiting import Silent, WaitForEnd
 from api.frames import SSE
 from api.problem import Problem
@@ -79,12 +79,7 @@ async def _begin(services: Services, tenant: str, generation: str, cursor: str |
     """Where a reader starts: behind its cursor, or behind the last `reset`. Raises `Problem` for one that would have to
     forget something."""
     while True:
-        reset = BEGINNING
-        async for page in services.log.pages(generation):
-            for entry in page.entries:
-                reset = entry.position if entry.field == b"reset" else reset
-        if not page.held:
-            continue
+        reset = await last_reset(services, generation)
         if cursor not in (None, BEGINNING) and Position.of_entry_id(cursor).seq < Position.of_entry_id(reset).seq:
             raise stream_reset("Last-Event-ID")
         place = reset if cursor in (None, BEGINNING) else cursor

@@ -28,7 +28,6 @@ from broker.errors import GenerationExpired, GenerationUnknown, StoreError
 from broker.events import CancelReason
 from broker.generation import Record, State
 from broker.position import BEGINNING
-from broker.records import CancelOutcome
 
 _ROUTE: Final = "POST /openai/v1/responses"
 
@@ -51,11 +50,8 @@ def router(services: Services) -> APIRouter:
     async def cancel(request: Request, response_id: str) -> Response:
         """The response, which is cancelled, or had ended before."""
         record = await _find(services, request, response_id)
-        outcome = CancelOutcome.ENDED
         if not record.state.is_terminal:
-            outcome = await services.records.cancel(record, CancelReason.USER)
-        if outcome is CancelOutcome.REQUESTED:
-            services.background(services.see_cancelled(record, CancelReason.USER), name=f"see {record.id} cancelled")
+            await services.cancel(record, CancelReason.USER)
         return await _shown(services, await _find(services, request, response_id))
 
     async def delete(request: Request, response_id: str) -> Response:

@@ -19,6 +19,7 @@ from api.viewer import Start, Viewer, one_page
 from broker.errors import LegatoError
 from broker.events import Entry
 from broker.log import Page
+from broker.position import BEGINNING
 from broker.window import Notice
 
 
@@ -58,6 +59,16 @@ class DialectViewer(Viewer):
     def _deleted(self) -> bytes:
         self.finished = True
         return self._words.deleted()
+
+
+async def last_reset(services: Services, generation: str) -> str:
+    """The position of the last `reset` in the log; `0-0` where there is none."""
+    while True:
+        found = BEGINNING
+        async for page in services.log.pages(generation):
+            found = next((entry.position for entry in reversed(page.entries) if entry.field == b"reset"), found)
+        if page.held:
+            return found
 
 
 class DialectStream(Response):

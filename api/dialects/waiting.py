@@ -12,6 +12,7 @@ from api.dialects.encoder import Encoder
 from api.dialects.viewer import DialectViewer
 from api.problem import Problem
 from api.services import Services
+from api.stream import left
 from api.viewer import Start
 from broker.events import Entry
 
@@ -48,15 +49,15 @@ class WaitForEnd(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         ended = asyncio.ensure_future(self._ended())
-        left = asyncio.ensure_future(_left(receive))
+        leaving = asyncio.ensure_future(left(receive))
         try:
-            await asyncio.wait((ended, left), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((ended, leaving), return_when=asyncio.FIRST_COMPLETED)
             if ended.done():
                 await (await ended)(scope, receive, send)
         finally:
-            for task in (ended, left):
+            for task in (ended, leaving):
                 task.cancel()
-            await asyncio.gather(ended, left, return_exceptions=True)
+            await asyncio.gather(ended, leaving, return_exceptions=True)
 
     async def _ended(self) -> Response:
         services = self._services
@@ -70,8 +71,3 @@ class WaitForEnd(Response):
         if not viewer.finished:
             raise self._otherwise
         return await self._answer()
-
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
