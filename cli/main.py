@@ -26,8 +26,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "webhooks": ("cli.webhooks", "List dead deliveries of webhooks; with their ids, have them tried again."),
     "chaos": ("chaos.command", "Break a deployment for some minutes, and show that no character is lost or repeated."),
     "sim": ("cli.sim", "Print exactly the text that the sim provider generates."),
-    "api": ("cli.serve", "One API process."),
-    "worker": ("cli.serve", "One worker process."),
+    "api": ("cli.serve", "API processes on one port."),
+    "worker": ("cli.serve", "Worker processes."),
 }
 
 
