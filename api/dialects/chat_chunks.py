@@ -34,6 +34,7 @@ from broker.events import (
     Usage,
     decode,
 )
+from broker.position import Position
 from broker.snapshot import Fold
 
 DONE: Final = b"data: [DONE]\n\n"
@@ -135,9 +136,9 @@ class ChunkStream:
                     call |= {"id": call_id, "type": "function"}
                 return self._chunk({"tool_calls": [call]}, entry.position)
             case Part(type="citation", data=data):
-                return self._chunk({"annotations": [data]}, entry.position)
+                return self._chunk({"annotations": [_indexed(data, entry.position)]}, entry.position)
             case Part(type="reasoning", data=data):
-                return self._chunk({"reasoning_details": [data]}, entry.position)
+                return self._chunk({"reasoning_details": [_indexed(data, entry.position)]}, entry.position)
             case Completed(finish_reason=reason, usage=usage):
                 return self._whole(reason.value, usage, entry.position)
             case Failed() as failed:
@@ -158,6 +159,12 @@ class ChunkStream:
         usage = b',"usage":null' if self._include_usage else b""
         place = b"id: %b\n" % position.encode() if position else b""
         return b'%bdata: %b,"choices":[%b]%b}\n\n' % (place, self._head, orjson.dumps(choice), usage)
+
+
+def _indexed(data: Json, position: str) -> Json:
+    """A member of a list that grows chunk by chunk. OpenAI's Python SDK joins members of one `index`, and fails where
+    there is none; behind the end of its list it adds one. An event's number is always behind that end."""
+    return data | {"index": Position.of_entry_id(position).seq}
 
 
 def _error(status: int, code: str, message: str, position: str) -> bytes:

@@ -134,6 +134,11 @@ def _messages(draft: Draft) -> None:
             draft.native["messages"] = other
 
 
+def _block(detail: Any) -> Any:
+    """A block as the provider gave it: the `index` is of the stream that it came with."""
+    return {name: value for name, value in detail.items() if name != "index"} if isinstance(detail, dict) else detail
+
+
 def _message(message: Any) -> Any:
     if not isinstance(message, dict):
         return message
@@ -149,6 +154,6 @@ def _message(message: Any) -> Any:
     if not isinstance(parts, list) or not isinstance(details, list | None) or not isinstance(refusal, str | None):
         return message  # the native checks say what is not right
     said = [{"type": "refusal", "refusal": refusal}] if refusal else []
-    if content := [*(details or []), *parts, *said]:
+    if content := [*(_block(detail) for detail in details or []), *parts, *said]:
         kept["content"] = content
     return kept

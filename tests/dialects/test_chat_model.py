@@ -16,7 +16,7 @@ from api.dialects.chat_chunks import ChunkStream, completion
 from api.dialects.encoder import CannotTakeBack
 from broker.events import Completed, Entry
 from broker.snapshot import Fold
-from tests.dialects.logs import Shown, blocks, chat_subject, logs
+from tests.dialects.logs import CITED, STARTED, THOUGHT, Shown, blocks, chat_subject, completed, log, logs, texts
 
 
 def behind_the_reset(entries: list[Entry]) -> list[Entry]:
@@ -84,19 +84,42 @@ def test_the_sdk_makes_the_same_answer_of_it(entries: list[Entry]) -> None:
         fold.add(entry)
     if not isinstance(fold.end, Completed):
         return
-    state: Any = ChatCompletionStreamState(input_tools=omit, response_format=omit)
-    for chunk in chunks(rest):
-        if chunk.data:
-            state.handle_chunk(construct_type_unchecked(type_=ChatCompletionChunk, value=chunk.data))
-    streamed = state.current_completion_snapshot.to_dict()
+    streamed = accumulated(chunks(rest))
     whole = completion(chat_subject(), fold, fold.end)
     assert streamed["usage"] == whole["usage"]
     (left,), (right,) = streamed["choices"], whole["choices"]
     assert left["finish_reason"] == right["finish_reason"]
-    for name in ("content", "refusal", "reasoning_content", "reasoning_details"):
+    for name in ("content", "refusal", "reasoning_content"):
         assert (left["message"].get(name) or None) == (right["message"].get(name) or None), name
+    for name in ("annotations", "reasoning_details"):
+        assert without_index(left["message"].get(name)) == without_index(right["message"].get(name)), name
     calls = [(call["id"], call["function"]["arguments"]) for call in left["message"].get("tool_calls") or ()]
     assert calls == [(call["id"], call["function"]["arguments"]) for call in right["message"].get("tool_calls", ())]
+
+
+def accumulated(shown: list[Shown]) -> dict[str, Any]:
+    """What the SDK's accumulator makes of chunks."""
+    state: Any = ChatCompletionStreamState(input_tools=omit, response_format=omit)
+    for chunk in shown:
+        if chunk.data:
+            state.handle_chunk(construct_type_unchecked(type_=ChatCompletionChunk, value=chunk.data))
+    snapshot: dict[str, Any] = state.current_completion_snapshot.to_dict()
+    return snapshot
+
+
+def without_index(parts: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+    """Parts of a stream as they are in a whole answer; what the SDK adds is empty."""
+    return [
+        {name: value for name, value in part.items() if name != "index" and value is not None} for part in parts or ()
+    ]
+
+
+def test_the_sdk_takes_several_citations_and_blocks_of_reasoning() -> None:
+    """It puts together what comes in lists by `index`, and fails where there is none: each part is one of its own."""
+    entries = log([STARTED, THOUGHT, THOUGHT, *texts("Rain."), CITED, CITED, CITED, completed()])
+    message = accumulated(chunks(entries))["choices"][0]["message"]
+    assert without_index(message["reasoning_details"]) == [THOUGHT.data] * 2
+    assert without_index(message["annotations"]) == [CITED.data] * 3
 
 
 @given(logs())

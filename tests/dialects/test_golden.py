@@ -68,7 +68,8 @@ def told(said: Iterable[object]) -> dict[str, object]:
             case ToolCallDone(id=call, name=name, arguments=arguments):
                 whole["calls"] = [*whole["calls"], (call, name, arguments)]  # type: ignore[misc]
             case Part(type="citation", data=data):
-                whole["cited"] = [*whole["cited"], data]  # type: ignore[misc]
+                cited = {name: value for name, value in data.items() if name != "index"}  # which a chunk's has
+                whole["cited"] = [*whole["cited"], cited]  # type: ignore[misc]
             case Completed(finish_reason=reason) | Finish(finish_reason=reason):
                 whole["end"] = reason
     return whole

@@ -294,7 +294,8 @@ def test_an_answer_that_is_given_back_is_understood() -> None:
     details = [{"type": "thinking", "thinking": "Hm.", "signature": "c2ln"}]
     message = {
         **{"role": "assistant", "content": "Hi.", "refusal": None, "annotations": [], "audio": None},
-        **{"function_call": None, "tool_calls": None, "reasoning_content": "Hm.", "reasoning_details": details},
+        **{"function_call": None, "tool_calls": None, "reasoning_content": "Hm."},
+        "reasoning_details": [detail | {"index": 3} for detail in details],  # as they came with a stream
     }
     job = chat(messages=[*USER, message, *USER])
     assert job.messages[1] == {"role": "assistant", "content": [*details, {"type": "text", "text": "Hi."}]}
