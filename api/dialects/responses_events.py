@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Final
 
 import orjson
@@ -21,6 +20,7 @@ import orjson
 from api.dialects.encoder import CannotTakeBack
 from api.dialects.responses_numbers import START, Blocks, Origin
 from api.dialects.responses_object import Subject, annotation_of, error_of, usage_of
+from api.dialects.responses_output import Call, Message, Output, Reasoning, place_of
 from broker.events import (
     DELTA_FIELDS,
     Cancelled,
@@ -47,27 +47,6 @@ SEALED: Final = "legato:"
 _INCOMPLETE: Final = {FinishReason.LENGTH: "max_output_tokens", FinishReason.CONTENT_FILTER: "content_filter"}
 
 
-@dataclass(slots=True)
-class _Message:
-    item: Json
-    text: list[str] = field(default_factory=list)  # of the open part
-    part: Json | None = None
-
-
-@dataclass(slots=True)
-class _Reasoning:
-    item: Json
-    text: list[str] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Call:
-    arguments: list[str] = field(default_factory=list)
-    id: str = ""
-    name: str = ""
-    item: Json | None = None  # once it was shown, which needs id and name
-
-
 class ResponseStream:
     """The events of one response, entry by entry, as blocks of SSE.
 
@@ -88,10 +67,10 @@ class ResponseStream:
         self._blocks.start(origin)
         self._begun = False
         self._running = False
-        self._output: list[Json] = []
-        self._message: _Message | None = None
-        self._reasoning: _Reasoning | None = None
-        self._calls: dict[int, _Call] = {}
+        self._output = Output(self._subject.key, self._blocks)
+        self._message: Message | None = None
+        self._reasoning: Reasoning | None = None
+        self._calls: dict[int, Call] = {}
         self._usage: Usage | None = None
         self._end: Completed | Failed | Cancelled | None = None
 
@@ -188,15 +167,17 @@ class ResponseStream:
         message.text.append(text)
         self._blocks.delta(text)
 
-    def _open_part(self, name: str) -> _Message:
+    def _open_part(self, name: str) -> Message:
         message = self._message
         if message is None:
             self._close()
-            item = self._opened("msg", {"type": "message", "role": "assistant", "content": [], "status": "in_progress"})
-            message = self._message = _Message(item)
+            item = self._output.open(
+                "msg", {"type": "message", "role": "assistant", "content": [], "status": "in_progress"}
+            )
+            message = self._message = Message(item)
         self._close_part(message)
         content = message.item["content"]
-        place = self._place(message.item) | {"content_index": len(content)}
+        place = place_of(message.item) | {"content_index": len(content)}
         if name == "text":
             message.part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
             self._blocks.open_delta("response.output_text.delta", place | {"logprobs": []})
@@ -207,11 +188,11 @@ class ResponseStream:
         content.append(message.part)
         return message
 
-    def _close_part(self, message: _Message) -> None:
+    def _close_part(self, message: Message) -> None:
         part = message.part
         if part is None:
             return
-        place = self._place(message.item) | {"content_index": len(message.item["content"]) - 1}
+        place = place_of(message.item) | {"content_index": len(message.item["content"]) - 1}
         text = "".join(message.text)
         if "text" in part:
             part["text"] = text
@@ -225,23 +206,23 @@ class ResponseStream:
     def _reasoning_text(self, text: str) -> None:
         reasoning = self._reasoning
         if reasoning is None:
-            self._close()
-            item = self._opened("rs", {"type": "reasoning", "summary": [], "status": "in_progress"})
-            reasoning = self._reasoning = _Reasoning(item)
-            place = self._place(item) | {"summary_index": 0}
+            reasoning = self._open_reasoning()
+            place = place_of(reasoning.item) | {"summary_index": 0}
             part = {"type": "summary_text", "text": ""}
             self._blocks.emit("response.reasoning_summary_part.added", place | {"part": part})
             self._blocks.open_delta("response.reasoning_summary_text.delta", place)
         reasoning.text.append(text)
         self._blocks.delta(text)
 
+    def _open_reasoning(self) -> Reasoning:
+        self._close()
+        item = self._output.open("rs", {"type": "reasoning", "summary": [], "status": "in_progress"})
+        self._reasoning = Reasoning(item)
+        return self._reasoning
+
     def _reasoning_block(self, data: Json) -> None:
         """A block that the provider wants back: it ends the reasoning that was shown, or is one of its own."""
-        reasoning = self._reasoning
-        if reasoning is None:
-            self._close()
-            item = self._opened("rs", {"type": "reasoning", "summary": [], "status": "in_progress"})
-            reasoning = self._reasoning = _Reasoning(item)
+        reasoning = self._reasoning or self._open_reasoning()
         reasoning.item["encrypted_content"] = SEALED + urlsafe_b64encode(orjson.dumps(data)).decode()
         self._close()
 
@@ -253,7 +234,7 @@ class ResponseStream:
         annotation = annotation_of(data, len("".join(message.text)))
         if part is None or annotation is None:
             return
-        place = self._place(message.item) | {"content_index": len(message.item["content"]) - 1}
+        place = place_of(message.item) | {"content_index": len(message.item["content"]) - 1}
         number = {"annotation_index": len(part["annotations"]), "annotation": annotation}
         part["annotations"].append(annotation)
         self._blocks.emit("response.output_text.annotation.added", place | number)
@@ -261,7 +242,7 @@ class ResponseStream:
     # --- calls ---
 
     def _fragment(self, index: int, arguments: str, call_id: str | None, name: str | None) -> None:
-        call = self._calls.setdefault(index, _Call())
+        call = self._calls.setdefault(index, Call())
         call.id, call.name = call.id or call_id or "", call.name or name or ""
         call.arguments.append(arguments)
         if call.item is not None:
@@ -270,7 +251,7 @@ class ResponseStream:
             self._arguments(self._open_call(call), "".join(call.arguments))
 
     def _call_done(self, index: int, call_id: str, name: str, arguments: str) -> None:
-        call = self._calls.pop(index, None) or _Call()
+        call = self._calls.pop(index, None) or Call()
         item = call.item
         if item is None:
             call.id, call.name = call_id, name
@@ -278,59 +259,43 @@ class ResponseStream:
             self._arguments(item, arguments)
         item |= {"arguments": arguments, "status": "completed"}
         said = {"name": item["name"], "arguments": arguments}
-        self._blocks.emit("response.function_call_arguments.done", self._place(item) | said)
-        self._item_done(item)
+        self._blocks.emit("response.function_call_arguments.done", place_of(item) | said)
+        self._output.done(item)
 
-    def _open_call(self, call: _Call) -> Json:
+    def _open_call(self, call: Call) -> Json:
         self._close()
         shown = {"type": "function_call", "call_id": call.id, "name": call.name, "arguments": ""}
-        call.item = self._opened("fc", shown | {"status": "in_progress"})
+        call.item = self._output.open("fc", shown | {"status": "in_progress"})
         return call.item
 
     def _arguments(self, item: Json, text: str) -> None:
         if text:
-            self._blocks.emit("response.function_call_arguments.delta", self._place(item) | {"delta": text})
+            self._blocks.emit("response.function_call_arguments.delta", place_of(item) | {"delta": text})
 
     def _result(self, call_id: str, content: str) -> None:
         """What a tool gave back that ran here, between two turns."""
         self._close()
         item = {"type": "function_call_output", "call_id": call_id, "output": content, "status": "completed"}
-        self._item_done(self._opened("fco", item))
+        self._output.done(self._output.open("fco", item))
 
     # --- items ---
-
-    def _opened(self, prefix: str, item: Json) -> Json:
-        index = len(self._output)
-        item = {"id": f"{prefix}_{self._subject.key}_{index}"} | item
-        self._output.append(item)
-        self._blocks.emit("response.output_item.added", {"output_index": index, "item": item})
-        return item
-
-    def _place(self, item: Json) -> Json:
-        index = int(item["id"].rpartition("_")[2])
-        return {"item_id": item["id"], "output_index": index}
-
-    def _item_done(self, item: Json) -> None:
-        self._blocks.emit(
-            "response.output_item.done", {"output_index": self._place(item)["output_index"], "item": item}
-        )
 
     def _close(self, status: str = "completed") -> None:
         """The open message or reasoning is over. Calls end by themselves."""
         if (message := self._message) is not None:
             self._close_part(message)
             message.item["status"] = status
-            self._item_done(message.item)
+            self._output.done(message.item)
             self._message = None
         if (reasoning := self._reasoning) is not None:
             if reasoning.text:
                 part = {"type": "summary_text", "text": "".join(reasoning.text)}
-                place = self._place(reasoning.item) | {"summary_index": 0}
+                place = place_of(reasoning.item) | {"summary_index": 0}
                 self._blocks.emit("response.reasoning_summary_text.done", place | {"text": part["text"]})
                 self._blocks.emit("response.reasoning_summary_part.done", place | {"part": part})
                 reasoning.item["summary"] = [part]
             reasoning.item["status"] = status
-            self._item_done(reasoning.item)
+            self._output.done(reasoning.item)
             self._reasoning = None
 
     # --- the whole ---
@@ -400,4 +365,4 @@ class ResponseStream:
         for call in self._calls.values():
             if call.item is not None:
                 call.item["arguments"] = "".join(call.arguments)
-        return self._output
+        return self._output.items

@@ -308,9 +308,7 @@ class EventMapper:
                 return self._incomplete(event["response"])
             case "response.failed":
                 raise self._error(event["response"].get("error"))
-            case "error":
-                raise self._error(event.get("error") or event)
-            case _ if name == b"error" or event.get("error"):
+            case _ if kind == "error" or name == b"error" or event.get("error"):
                 raise self._error(event.get("error") or event)
             case _:  # what says nothing new (`in_progress`, `….done`), the provider's own tools, later versions
                 return ()
