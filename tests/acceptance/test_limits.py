@@ -160,6 +160,7 @@ def test_two_providers_with_one_key_have_one_limit(stack: Stack, models: Models,
     gate = models.hold("m")
     generations = [submit(stack, provider, "m") for provider in ("two", "same_key") * 2]
     eventually(lambda: sum(waits(stack, it) == ["concurrency"] for it in generations) == 2, "two wait")
+    eventually(lambda: server.open == 2, "the other two have asked")
     server.let_go(gate)
     for reader in follow_all(stack, generations):
         assert (reader.text, reader.events[-1]) == (TEXT, "completed")
