@@ -19,13 +19,12 @@ from broker.events import DELTA_FIELDS, TEXT_FIELD, DeltaKind, Entry, Json, delt
 #: Text joined into one frame at most, in bytes: a reader whose connection is cut gets on by whole frames.
 MERGED_BYTES: Final = 32 * 1024
 
-
 #: A frame of a delta, without its position and its data.
 _DELTA_BYTES: Final = len(b"event: delta\nid: \ndata: \n\n")
 
 
 class Framing(Protocol):
-    """One way to write events."""
+    """One way to write events. Derive from it: what is needed is `frame`."""
 
     media_type: bytes
     ping: bytes
@@ -36,14 +35,15 @@ class Framing(Protocol):
 
     def entry(self, entry: Entry) -> bytes:
         """One logged event. The same function object for all viewers, so that it is encoded once for all."""
-        ...
+        event, data = wire(entry)
+        return self.frame(event, data, entry.position)
 
     def chunk(self, entry: Entry) -> bytes:
         """The same, as one chunk of an HTTP/1.1 body."""
-        ...
+        return as_chunk(self.entry(entry))
 
 
-class _Sse:
+class _Sse(Framing):
     """Server-sent events. The ping is one line with no blank line after it: some parsers make an empty event of a
     comment block that follows an id."""
 
@@ -67,7 +67,7 @@ class _Sse:
         return b"%x\r\nevent: delta\nid: %b\ndata: %b\n\n\r\n" % (size, place, data)
 
 
-class _Ndjson:
+class _Ndjson(Framing):
     """One `{"id", "event", "data"}` a line."""
 
     media_type = b"application/x-ndjson"
@@ -76,13 +76,6 @@ class _Ndjson:
     def frame(self, event: bytes, data: bytes, position: str | None = None, *, retry_ms: int | None = None) -> bytes:
         place = b"" if position is None else b'"id":"%b",' % position.encode()
         return b'{%b"event":"%b","data":%b}\n' % (place, event, data)
-
-    def entry(self, entry: Entry) -> bytes:
-        event, data = wire(entry)
-        return self.frame(event, data, entry.position)
-
-    def chunk(self, entry: Entry) -> bytes:
-        return as_chunk(self.entry(entry))
 
 
 def as_chunk(body: bytes) -> bytes:

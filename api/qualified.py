@@ -6,11 +6,10 @@ import re
 from typing import Final
 
 from api.cursors import Composite, tag_of
-from api.frames import Framing, as_chunk
-from broker.events import Entry, wire
+from api.frames import Framing
 
 
-class QualifiedFraming:
+class QualifiedFraming(Framing):
     """The frames of one generation in another framing, under ids `<generation>/<position>`."""
 
     def __init__(self, inner: Framing, generation: str) -> None:
@@ -24,21 +23,12 @@ class QualifiedFraming:
         place = None if position is None else f"{self._generation}/{position}"
         return self._inner.frame(event, data, place, retry_ms=retry_ms)
 
-    def entry(self, entry: Entry) -> bytes:
-        """See `Framing`."""
-        event, data = wire(entry)
-        return self.frame(event, data, entry.position)
-
-    def chunk(self, entry: Entry) -> bytes:
-        """See `Framing`."""
-        return as_chunk(self.entry(entry))
-
 
 #: A place in a frame that waits for its composite id. JSON as we write it holds no NUL, and nothing else here does.
 _MARK: Final = re.compile(rb"\0([^/\0]+)/([^\0]+)\0")
 
 
-class MarkedFraming:
+class MarkedFraming(Framing):
     """The frames of one of many generations in another framing: the data says whose they are, and the id is a mark that
     `composed` replaces when they are sent. Only then is known which frames of the others the reader has before."""
 
@@ -56,15 +46,6 @@ class MarkedFraming:
             data = self._name + (b"," if data != b"{}" else b"") + data[1:]
         place = None if position is None else f"\0{self._tag}/{position}\0"
         return self._inner.frame(event, data, place, retry_ms=retry_ms)
-
-    def entry(self, entry: Entry) -> bytes:
-        """See `Framing`."""
-        event, data = wire(entry)
-        return self.frame(event, data, entry.position)
-
-    def chunk(self, entry: Entry) -> bytes:
-        """See `Framing`."""
-        return as_chunk(self.entry(entry))
 
 
 def composed(frames: bytes, cursor: Composite) -> bytes:

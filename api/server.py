@@ -50,7 +50,6 @@ _MOST_MESSAGE_BYTES: Final = 4096
 #: close() then sends RST instead of FIN, and drops what is unsent.
 _LINGER_ZERO: Final = struct.pack("ii", 1, 0)
 
-
 #: The kernel takes no more than this of what a reader has not yet got: a slow one then makes steady progress in our
 #: eyes too (the kernel would take megabytes, and ask for more only when a third of that has gone), and holds less.
 _UNSENT_BYTES: Final = 64 * 1024
@@ -242,8 +241,8 @@ async def serve(
     url: str, settings: Settings, *, listener: socket.socket, stop: asyncio.Event, gauges: Gauges | None = None
 ) -> None:
     """Serve on a socket that is bound already, until `stop` is set. `gauges` are those of all processes on that socket,
-    where there are several. Raises `StoreUnusable` for a store that can never
-    do; one that is merely away is waited for, request by request."""
+    where there are several. Raises `StoreUnusable` for a store that can never do; one that is merely away is waited
+    for, request by request."""
     async with Services.open(url, settings, gauges=gauges) as services:
         try:
             await services.store.facts()

@@ -34,7 +34,6 @@ _CANCEL_REPEATS: Final = 5
 #: A stopping process ends its streams over this time at most, so that their readers do not come back all at once.
 _SPREAD_SECONDS: Final = 3.0
 
-
 #: Viewers that are written to directly are looked at this often, or eight times in the silence they may have.
 _BEAT_SECONDS: Final = 1.0
 _BEATS_A_PING: Final = 8

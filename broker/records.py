@@ -81,8 +81,8 @@ class Records:
 
     def __init__(self, store: Store, queue: Queue) -> None:
         self.threads = Threads(store, queue)
-        self._store = store
         self.webhooks = Webhooks(store)
+        self._store = store
         self._queue = queue
         self._confirmer = Confirmer(store)
         self._tasks: set[asyncio.Task[None]] = set()

@@ -6,8 +6,7 @@ decides is in the records: one that waits for its turn says `waits`, and no clai
 and only then it gets a hint in the queue. So a generation that waits costs no worker anything, and nobody has to ask.
 
 Whoever ends a generation moves its line on (`leave`). Where he dies in between, who gets the hint that he left does, or
-the sweep.
-At most one of a line runs: nobody begins while another that has begun has not ended.
+the sweep. At most one of a line runs: nobody begins while another that has begun has not ended.
 """
 
 from __future__ import annotations
@@ -89,11 +88,12 @@ class Threads:
         """A thread as it is now; nothing but empty fields where nobody knows it."""
         line, known = await self._store.run(THREAD, self._keys.thread(tenant, thread), [])
         in_line = [generation.decode() for generation in line]
-        standings = await self._standings(in_line)
-        live = [(name, standing) for name, standing in standings if standing is not None and standing.counts]
-        running = [name for name, standing in live if not standing.waits]
-        waiting = [name for name, standing in live if standing.waits and standing.accepted]
-        return Thread(running[0] if running else None, waiting, [generation.decode() for generation in known])
+        begun, waiting = _in_turn(await self._standings(in_line))
+        return Thread(
+            running=begun[0][0] if begun else None,
+            waiting=[name for name, _ in waiting],
+            known=[generation.decode() for generation in known],
+        )
 
     async def join(self, tenant: str, thread: str, generation: str, *, alone: bool, ttl_seconds: int) -> list[str]:
         """Take the place behind everybody, or keep the one it has; those ahead, in order. May be repeated.
@@ -152,14 +152,12 @@ class Threads:
         while True:
             reply = await self._store.run(LEAVE, keys, [_LOOK, ttl_ms, *ended])
             standings = await self._standings([generation.decode() for generation in reply])
-            live = [(name, standing) for name, standing in standings if standing is not None and standing.counts]
             ended = [name for name, standing in standings if standing is None or standing.state.is_terminal]
             ttl_ms = max((standing.ttl_ms for _, standing in standings if standing is not None), default=0)
-            begun = [(name, standing) for name, standing in live if not standing.waits]
+            begun, waiting = _in_turn(standings)
             for name, standing in begun:
                 if not standing.held:  # whoever let it begin may have died before he hinted at it
                     await self._queue.add(Hint(name, standing.tenant, standing.priority))
-            waiting = [(name, standing) for name, standing in live if standing.waits and standing.accepted]
             if waiting and not begun:
                 name, standing = waiting[0]
                 if not await self._begin(name, standing.tenant, standing.priority):
@@ -170,6 +168,15 @@ class Threads:
     async def _standings(self, generations: Sequence[str]) -> list[tuple[str, Standing | None]]:
         asked = (self._store.run(STANDING, [self._keys.record(name)], []) for name in generations)
         return [(name, _standing(reply)) for name, reply in zip(generations, await asyncio.gather(*asked), strict=True)]
+
+
+def _in_turn(
+    standings: Sequence[tuple[str, Standing | None]],
+) -> tuple[list[tuple[str, Standing]], list[tuple[str, Standing]]]:
+    """Those that have begun, and those that wait for their turn, of what counts."""
+    live = [(name, standing) for name, standing in standings if standing is not None and standing.counts]
+    begun = [(name, standing) for name, standing in live if not standing.waits]
+    return begun, [(name, standing) for name, standing in live if standing.waits and standing.accepted]
 
 
 def _standing(reply: list[bytes]) -> Standing | None:

@@ -33,7 +33,6 @@ _ANSWERS: Final = frozenset({0, 202, 429, 503})
 #: … and results of tools: they may be known already, or come when nobody waits for them, or behind a loss.
 _RESULT_ANSWERS: Final = frozenset({0, 200, 202, 404, 409, 410, 429, 503})
 
-
 #: Part of the event with which a generation waits for its client's tools.
 _WAITING: Final = '"phase":"waiting_for_tools"'
 
