@@ -47,7 +47,7 @@ def router(services: Services) -> APIRouter:
         generation, _, endpoint = delivery.partition(":")
         if not is_id(generation):
             raise GenerationUnknown("there is no delivery of that id")
-        record = await services.records.get(authenticate(request.scope), generation)
+        record = await services.record(authenticate(request.scope), generation)
         if not _is_dead(record, endpoint):
             raise GenerationUnknown("there is no dead delivery of that id")
         await webhooks.revive(record, endpoint)

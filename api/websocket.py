@@ -265,7 +265,7 @@ class Session:
     async def _cancel(self) -> Close | None:
         """As by POST; what comes of it is an event of the log. Gone already: the events say so, too."""
         try:
-            record = await self._services.records.get(self._tenant, self._begin.generation)
+            record = await self._services.record(self._tenant, self._begin.generation)
             if not record.state.is_terminal:
                 await self._services.cancel(record, CancelReason.USER)
         except (GenerationUnknown, GenerationExpired):

@@ -213,14 +213,14 @@ async def _find(services: Services, tenant: str, chat: str, *, lasting: bool) ->
     to resume: it ended longer ago than the grace, unless it is asked for by its own id, and counted (`lasting`)."""
     try:
         if is_id(chat):
-            record = await services.records.get(tenant, chat)
+            record = await services.record(tenant, chat)
             if lasting:
                 return record
         else:
             current = await services.records.threads.current(tenant, THREAD + chat)
             if current is None:
                 return None
-            record = await services.records.get(tenant, current)
+            record = await services.record(tenant, current)
     except (GenerationUnknown, GenerationExpired):
         if lasting and is_id(chat):
             raise

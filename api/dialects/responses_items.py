@@ -28,7 +28,7 @@ def router(services: Services) -> APIRouter:
         """What it was asked with, a page at a time."""
         limit, newest_first, after = _page(request)
         generation = generation_of(response_id, PREFIX)
-        record = await services.records.get(authenticate(request.scope), generation)
+        record = await services.record(authenticate(request.scope), generation)
         asked = await services.records.asked(record.id)
         listed = input_items(subject_of(record.id, record.created_ms, asked), asked)
         if newest_first:

@@ -95,7 +95,7 @@ async def _create(services: Services, request: Request) -> Response:
 
     async def ended() -> Response:
         try:
-            completed_at = _completed_at(await services.records.get(tenant, accepted.id))
+            completed_at = _completed_at(await services.record(tenant, accepted.id))
         except StoreError:
             completed_at = None
         return json_response(seen.response(completed_at=completed_at), headers)
@@ -111,7 +111,7 @@ async def _before(services: Services, tenant: str, response_id: object) -> Befor
     if not isinstance(response_id, str):
         raise refused(field, "it must be a string")
     try:
-        record = await services.records.get(tenant, generation_of(response_id, PREFIX))
+        record = await services.record(tenant, generation_of(response_id, PREFIX))
         asked = await services.records.asked(record.id)
         seen = await state(services, record.id, subject_of(record.id, record.created_ms, asked))
     except (GenerationUnknown, GenerationExpired):
@@ -123,7 +123,7 @@ async def _before(services: Services, tenant: str, response_id: object) -> Befor
 
 
 async def _find(services: Services, request: Request, response_id: str) -> Record:
-    return await services.records.get(authenticate(request.scope), generation_of(response_id, PREFIX))
+    return await services.record(authenticate(request.scope), generation_of(response_id, PREFIX))
 
 
 async def _subject(services: Services, record: Record) -> Subject:
@@ -133,7 +133,7 @@ async def _subject(services: Services, record: Record) -> Subject:
 async def _shown(services: Services, record: Record) -> Response:
     seen = await state(services, record.id, await _subject(services, record))
     if seen.ended and not record.state.is_terminal:  # in between
-        record = await services.records.get(record.tenant, record.id)
+        record = await services.record(record.tenant, record.id)
     cancelling = record.shown_state in (State.CANCELLING, State.CANCELLED)
     return json_response(seen.response(cancelling=cancelling, completed_at=_completed_at(record)))
 

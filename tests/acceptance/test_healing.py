@@ -194,6 +194,12 @@ def test_what_is_about_to_come_back_is_no_404_to_anybody(server: EmbeddedServer,
         for answer in (stack.get(one), stack.post(one + "/cancel"), stack.delete(one)):
             assert (answer.status, answer.json()["code"]) == (503, "data_lost")
             assert "retry-after" in answer.headers
+        response = f"/openai/v1/responses/{generation}"
+        for answer in (stack.get(response), stack.post(response + "/cancel")):
+            assert (answer.status, answer.json()["error"]["code"]) == (503, "data_lost")
+        chat = f"/ai-sdk/chat/{generation}"
+        for answer in (stack.get(chat + "/stream"), stack.post(chat + "/stop", {})):
+            assert (answer.status, answer.headers["x-legato-code"]) == (503, "data_lost")
         with open_stream(stack.urls[0], generation) as stream:  # without a cursor
             assert [frame.event for frame in stream.frames()] == ["open", "error"]
         made_after_the_loss = new_id()
