@@ -14,7 +14,7 @@ from api.services import Services
 from broker.errors import GenerationUnknown
 from broker.events import Json
 from broker.generation import Record, is_id
-from broker.webhooks import DELIVERED
+from broker.webhooks import is_dead
 
 
 def router(services: Services) -> APIRouter:
@@ -34,7 +34,7 @@ def router(services: Services) -> APIRouter:
         stale: list[tuple[str, str]] = []
         for generation, endpoint in page.deliveries:
             record = await services.records.find(generation)
-            if record is None or not _is_dead(record, endpoint):
+            if record is None or not is_dead(record, endpoint):
                 stale.append((generation, endpoint))
             else:
                 data.append(_describe(record, endpoint))
@@ -48,7 +48,7 @@ def router(services: Services) -> APIRouter:
         if not is_id(generation):
             raise GenerationUnknown("there is no delivery of that id")
         record = await services.record(authenticate(request.scope), generation)
-        if not _is_dead(record, endpoint):
+        if not is_dead(record, endpoint):
             raise GenerationUnknown("there is no dead delivery of that id")
         await webhooks.revive(record, endpoint)
         return _json(202, {"id": delivery, "object": "webhook_delivery", "status": "scheduled"})
@@ -62,11 +62,6 @@ def router(services: Services) -> APIRouter:
         summary="Try a dead delivery again",
     )
     return routes
-
-
-def _is_dead(record: Record, endpoint: str) -> bool:
-    hook = record.webhooks.get(endpoint)
-    return hook is not None and hook.outcome not in ("", DELIVERED)
 
 
 def _describe(record: Record, endpoint: str) -> Json:

@@ -31,7 +31,7 @@ from api.viewer import Start, Viewer, start
 from broker.errors import GenerationExpired, GenerationUnknown, InvalidPosition, LegatoError, StoreError
 from broker.events import CancelReason
 from broker.generation import is_id
-from broker.position import BEGINNING, Position
+from broker.position import Position
 
 _log = structlog.get_logger("legato.api")
 
@@ -281,7 +281,7 @@ def _position(line: bytes) -> str | None:
 
 
 def _seq(position: str) -> int:
-    return 0 if position == BEGINNING else int(position.partition("-")[0])
+    return int(position.partition("-")[0])
 
 
 def _error(code: str, message: str, retryable: bool) -> bytes:

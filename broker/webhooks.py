@@ -121,5 +121,11 @@ class Webhooks:
         await self.forget(record.tenant, [(record.id, endpoint)])
 
 
+def is_dead(record: Record, endpoint: str) -> bool:
+    """Whether nobody tries any more to tell this endpoint, which was never told."""
+    hook = record.webhooks.get(endpoint)
+    return hook is not None and hook.outcome not in ("", DELIVERED)
+
+
 def _name(generation: str, endpoint: str) -> str:
     return f"{generation}:{endpoint}"

@@ -29,7 +29,7 @@ from broker.log import Log
 from broker.records import Records
 from broker.settings import Settings
 from broker.totals import Total, Totals
-from broker.webhooks import DELIVERED
+from broker.webhooks import DELIVERED, is_dead
 from worker.signature import headers, secret_key
 from worker.tools.guard import AddressRefused, GuardedTransport
 
@@ -152,7 +152,7 @@ class Deliveries:
         try:
             record = await self._records.find(generation)
             if record is None or endpoint.name not in self._webhooks.owed(record):
-                if record is not None and _is_dead(record, endpoint.name):
+                if record is not None and is_dead(record, endpoint.name):
                     await self._webhooks.bury(record, endpoint.name)  # who noted that may have died before he said so
                 await self._webhooks.drop(endpoint.name, generation)
                 return
@@ -233,11 +233,6 @@ def _judged(response: httpx2.Response, *, most_seconds: float) -> Answer:
     if response.is_redirect:
         return Answer(f"it answered {status}, and redirects are not followed")
     return Answer(f"it answered {status}", last=status == _GONE, retry_after=retry_after)
-
-
-def _is_dead(record: Record, endpoint: str) -> bool:
-    hook = record.webhooks.get(endpoint)
-    return hook is not None and hook.outcome not in ("", DELIVERED)
 
 
 def message_id(generation: str) -> str:
