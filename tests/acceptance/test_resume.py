@@ -17,6 +17,7 @@ import redis
 
 from broker.events import Delta
 from broker.keys import Keys
+from tests.support.raw_reader import read_whole
 from tests.support.sse_client import (
     NDJSON,
     SSE,
@@ -156,22 +157,13 @@ async def resume_all(
     """The rest of the text behind each position, read at once."""
     attached = 0
 
-    async def resume(number: int, position: str) -> str:
+    def attach() -> None:
         nonlocal attached
-        reader, writer = await asyncio.open_connection("127.0.0.1", stack.apis[number % 2].port)
-        head = (
-            f"GET {events_path(generation)} HTTP/1.1\r\nHost: h\r\nAccept: {SSE}\r\nLast-Event-ID: {position}\r\n\r\n"
-        )
-        writer.write(head.encode())
-        await reader.readuntil(b"\r\n\r\n")
         attached += 1
-        seen, parser = Reader(), SseParser()
-        while seen.ended is None:
-            size = int(await reader.readline(), 16)
-            assert size, "the body ended without the terminal event"
-            for frame in parser.feed((await reader.readexactly(size + 2))[:-2]):
-                seen.take(frame)
-        writer.close()
+
+    async def resume(number: int, position: str) -> str:
+        port = stack.apis[number % 2].port
+        seen = await read_whole("127.0.0.1", port, generation, cursor=position, attached=attach)
         assert [each["verdict"] for each in seen.opens] == ["start" if position == "0-0" else "resumed"]
         return seen.text
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import redis
 
-from tests.support.sse_client import SSE, Reader, SseParser, events_path
+from tests.support.raw_reader import read_whole
 from tests.support.stack import Stack, eventually
 from worker.providers.sim import sim_text
 
@@ -35,23 +35,16 @@ async def test_a_thousand_viewers_share_one_connection_and_all_get_their_text(re
         assert address.hostname is not None
         attached = 0
 
-        async def view(generation: str) -> str:
+        def attach() -> None:
             nonlocal attached
-            reader, writer = await asyncio.open_connection(address.hostname, address.port)
-            head = f"GET {events_path(generation)} HTTP/1.1\r\nHost: h\r\nAccept: {SSE}\r\n\r\n"
-            writer.write(head.encode())
-            await reader.readuntil(b"\r\n\r\n")
             attached += 1
-            seen, parser = Reader(), SseParser()
-            while seen.ended is None:
-                size = int(await reader.readline(), 16)
-                assert size, "the body ended without the terminal event"
-                for frame in parser.feed((await reader.readexactly(size + 2))[:-2]):
-                    seen.take(frame)
-            writer.close()
-            return seen.text
 
-        viewers = [asyncio.create_task(view(generations[number % GENERATIONS])) for number in range(VIEWERS)]
+        viewers = [
+            asyncio.create_task(
+                read_whole(address.hostname, address.port or 80, generations[number % GENERATIONS], attached=attach)
+            )
+            for number in range(VIEWERS)
+        ]
         async with asyncio.timeout(60):
             while attached < VIEWERS:
                 await asyncio.sleep(0.05)
@@ -60,7 +53,7 @@ async def test_a_thousand_viewers_share_one_connection_and_all_get_their_text(re
             metrics = (await asyncio.to_thread(stack.get, "/metrics")).body.decode()
             named = subscribers(redis_url)
             stack.workers[0].resume()
-            texts = await asyncio.gather(*viewers)
+            texts = [seen.text for seen in await asyncio.gather(*viewers)]
         assert "legato_subscription_connections 1\n" in metrics
         assert len(named) == 1
         assert set(texts) == {sim_text(60, 3)}
