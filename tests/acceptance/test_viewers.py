@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import redis
 
@@ -31,18 +30,14 @@ async def test_a_thousand_viewers_share_one_connection_and_all_get_their_text(re
             await asyncio.to_thread(stack.wait_entries, generation, 5)
         # They stand still until everybody is attached and has been counted, however slow the machine is.
         stack.workers[0].pause()
-        address = urlsplit(stack.urls[0])
-        assert address.hostname is not None
-        attached = 0
+        port, attached = stack.apis[0].port, 0
 
         def attach() -> None:
             nonlocal attached
             attached += 1
 
         viewers = [
-            asyncio.create_task(
-                read_whole(address.hostname, address.port or 80, generations[number % GENERATIONS], attached=attach)
-            )
+            asyncio.create_task(read_whole("127.0.0.1", port, generations[number % GENERATIONS], attached=attach))
             for number in range(VIEWERS)
         ]
         async with asyncio.timeout(60):
