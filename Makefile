@@ -1,6 +1,8 @@
 # Every target is a line a person would type. `make demo` and `make test` need only Python >= 3.11.
 PYTHON ?= python3
 BIN := .venv/bin
+# Modules are compiled once, and not in every one of the hundreds of processes that tests start.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo test test-node test-browser test-android test-conformance chaos lint types imports check test-containers bench guard lock docs clean
 

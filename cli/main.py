@@ -17,7 +17,7 @@ from cli.exits import EXIT_HELP, Exit
 
 #: Name, module that holds it (under the same name), and its line in the list.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
-    "dev": ("cli.serve", "API, worker and an embedded server in one command."),
+    "dev": ("cli.dev", "API, worker and an embedded server in one command."),
     "demo": ("cli.demo", "Cut a stream's connection again and again, and show that its text is whole."),
     "submit": ("cli.submit", "Submit a job and print its id."),
     "tail": ("cli.tail", "Print a generation's text as it comes, until it ends."),
@@ -26,8 +26,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "webhooks": ("cli.webhooks", "List dead deliveries of webhooks; with their ids, have them tried again."),
     "chaos": ("chaos.command", "Break a deployment for some minutes, and show that no character is lost or repeated."),
     "sim": ("cli.sim", "Print exactly the text that the sim provider generates."),
-    "api": ("cli.serve", "API processes on one port."),
-    "worker": ("cli.serve", "Worker processes."),
+    "api": ("cli.api", "API processes on one port."),
+    "worker": ("cli.worker", "Worker processes."),
 }
 
 

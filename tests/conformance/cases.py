@@ -20,6 +20,8 @@ import yaml
 FOLDER: Final = Path(__file__).parent / "cases"
 SCHEMA: Final = Path(__file__).parent / "schema.json"
 
+#: libyaml's where it is there: every process of a test run reads all the cases.
+_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _VARIABLE: Final = re.compile(r"\$\{([a-z_]+)\}")
 
 
@@ -50,7 +52,7 @@ def load(kind: str, *, folder: Path = FOLDER) -> list[Case]:
     found = []
     for path in sorted((folder / kind).glob("*.yaml")):
         try:
-            document = yaml.safe_load(path.read_text())
+            document = yaml.load(path.read_text(), _LOADER)
         except yaml.YAMLError as exc:
             raise BadCase(f"{path.name}: {exc}") from exc
         if (error := jsonschema.exceptions.best_match(checker.iter_errors(document))) is not None:

@@ -393,3 +393,16 @@ def test_a_client_command_imports_nothing_of_the_server(command: str) -> None:
     )
     told = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "others"), [("api", "worker openai anthropic httpx2"), ("worker", "api fastapi uvicorn")]
+)
+def test_api_and_worker_load_nothing_of_one_another(command: str, others: str) -> None:
+    """Each starts sooner for it, and a worker holds no web framework in memory."""
+    code = (
+        "import sys, click, cli.main as m; m.main.get_command(click.Context(m.main), sys.argv[1]); "
+        "print(*(set(sys.argv[2].split()) & set(sys.modules)))"
+    )
+    told = subprocess.run([sys.executable, "-c", code, command, others], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == ""
