@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+from contextlib import aclosing
 
 import pytest
 
@@ -254,6 +255,18 @@ async def test_a_connection_is_used_again_after_a_whole_answer(server: WireProvi
     async with wire.connect(server) as provider:
         for _ in range(3):
             await collect(provider.stream(Call(request())))
+    assert [received.connection for received in server.requests] == [1, 1, 1]
+
+
+async def test_a_connection_is_used_again_by_who_stops_at_finish(server: WireProvider, wire: Wire) -> None:
+    """That is how the worker reads: it asks for nothing behind the end, and closes the generator."""
+    server.script(*[Reply.events(wire.whole("Hello"))] * 3)
+    async with wire.connect(server) as provider:
+        for _ in range(3):
+            async with aclosing(provider.stream(Call(request()))) as events:
+                async for event in events:
+                    if isinstance(event, Finish):
+                        break
     assert [received.connection for received in server.requests] == [1, 1, 1]
 
 

@@ -31,7 +31,7 @@ import orjson
 from broker.events import Delta, DeltaKind, FinishReason, Json, Part, Usage, UsageReport
 from worker.providers import classify, wire
 from worker.providers.base import Call, Finish, ProviderEvent
-from worker.providers.sdk import SdkProvider
+from worker.providers.sdk import SdkProvider, posted
 from worker.providers.seam import Seam, given_back
 
 _FINISH_REASONS: Final = {
@@ -78,8 +78,8 @@ class OpenAIProvider(SdkProvider[openai.AsyncOpenAI]):
 
         def connect() -> AbstractAsyncContextManager[wire.Response]:
             client = self._connected()
-            create = client.chat.completions.with_streaming_response.create
-            return create(**create_arguments(call, host=client.base_url.host, provider=self.name, quirks=self._quirks))
+            arguments = create_arguments(call, host=client.base_url.host, provider=self.name, quirks=self._quirks)
+            return posted(client, "/chat/completions", arguments)
 
         mapper: wire.Mapper = ChunkMapper(self.name)
         if call.partial:

@@ -40,7 +40,7 @@ from broker.events import Delta, DeltaKind, FinishReason, Json, Part, Usage, Usa
 from broker.generation import Request
 from worker.providers import classify, wire
 from worker.providers.base import Call, Finish, ProviderEvent, ResumeImpossible
-from worker.providers.sdk import SdkProvider
+from worker.providers.sdk import SdkProvider, posted
 
 _INCOMPLETE_REASONS: Final = {
     "max_output_tokens": FinishReason.LENGTH,
@@ -100,7 +100,7 @@ class OpenAIResponsesProvider(SdkProvider[openai.AsyncOpenAI]):
                 return self._reopened(resume, call.request.provider_options)
             if call.resume is not None:
                 raise ResumeImpossible(f"{self.name} has set no such mark")
-            return self._connected().responses.with_streaming_response.create(**create_arguments(call.request))
+            return posted(self._connected(), "/responses", create_arguments(call.request))
 
         return wire.relay(
             connect,

@@ -24,7 +24,7 @@ from worker.providers.base import Mark, Meter, ProviderEvent
 from worker.sse import MAX_BYTES, SseReader
 
 #: After the terminal marker the body's own end usually follows in the same packet. Waiting this long for it keeps
-#: the connection for the next call; `Finish` has been yielded before.
+#: the connection for the next call, which so needs no handshake of its own.
 DRAIN_SECONDS: Final = 0.1
 
 #: More than any answer takes.
@@ -102,10 +102,11 @@ async def relay(
                             events = mapper.feed(name, data)
                         except _MALFORMED:
                             raise classify.malformed(provider) from None
+                        if finished := mapper.finished:
+                            await _drain(chunks)  # before `Finish`, behind which nobody asks for more
                         for event in events:
                             yield event
-                        if mapper.finished:
-                            await _drain(chunks)
+                        if finished:
                             return
                     if mark is not None and (token := mark()) is not None:
                         yield Mark(token=token)
