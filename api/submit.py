@@ -111,7 +111,7 @@ def router(services: Services) -> APIRouter:
         if names_sse(request.headers):
             try:
                 with _known_a_moment_ago():
-                    begin = await start(services, tenant, accepted.id, cursor, snapshot=False)
+                    begin = await start(services, tenant, accepted.id, cursor, snapshot=False, queued=True)
             except PASSING as error:
                 return FaultResponse(services, SSE, accepted.id, cursor, error)
             raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]

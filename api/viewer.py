@@ -59,15 +59,17 @@ class Start:
         )
 
 
-async def start(services: Services, tenant: str, generation: str, cursor: str | None, *, snapshot: bool) -> Start:
-    """Read the first page and judge the cursor. Raises `GenerationUnknown` (another tenant's too),
-    `GenerationExpired`, `StoreUnavailable`."""
+async def start(
+    services: Services, tenant: str, generation: str, cursor: str | None, *, snapshot: bool, queued: bool = False
+) -> Start:
+    """Read the first page and judge the cursor. `queued`: the caller has just seen to it that the queue knows of it.
+    Raises `GenerationUnknown` (another tenant's too), `GenerationExpired`, `StoreUnavailable`."""
     asked = cursor or BEGINNING
     try:
         page = await services.log.read(generation, asked, FIRST_PAGE, tenant=tenant)
     except GenerationUnknown as unknown:
         raise await services.unless_lost(generation, unknown, seen=asked != BEGINNING) from None
-    if not page.state.is_terminal and not page.lease_live:
+    if not (queued or page.state.is_terminal or page.lease_live):
         services.background(services.adopt_orphan(generation), name=f"adopt {generation}")
     verdict = "start" if asked == BEGINNING else "resumed" if page.held else "rewound"
     return Start(

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import orjson
 
@@ -166,7 +167,7 @@ class Request:
 
     def encode(self) -> bytes:
         """JSON, as the store keeps it until the log expires."""
-        return orjson.dumps(asdict(self), default=lambda value: value.value)
+        return orjson.dumps(self)
 
     def record_fields(self, tenant: str, *, tombstone_seconds: float) -> dict[str, str]:
         """What of the request stands in the generation's record, for scripts and listings."""
@@ -257,3 +258,43 @@ class Record:
         if self.cancel_requested and not self.state.is_terminal:
             return State.CANCELLING
         return self.state
+
+    @classmethod
+    def decode(cls, generation: str, raw: Mapping[str, str], *, now_ms: int, left_ms: int) -> Self:
+        """From the fields that the store keeps; `left_ms` until the record expires, below 0 where it does not."""
+        return cls(
+            id=generation,
+            tenant=raw["tenant"],
+            state=State(raw["state"]),
+            epoch=int(raw["epoch"]),
+            attempt=int(raw.get("attempt", 0)),
+            max_attempts=int(raw.get("max_attempts", 0)),
+            provider=raw.get("provider", ""),
+            model=raw.get("model", ""),
+            priority=Priority(raw["priority"]),
+            thread=raw.get("thread") or None,
+            metadata=orjson.loads(raw.get("metadata", "{}")),
+            head=Position.of_entry_id(raw.get("head", "0-0")),
+            created_ms=int(raw.get("created_ms", 0)),
+            started_ms=int(raw["started_ms"]) if "started_ms" in raw else None,
+            ended_ms=int(raw["ended_ms"]) if "ended_ms" in raw else None,
+            now_ms=now_ms,
+            confirmed=left_ms < 0,
+            lease_live=int(raw.get("lease", 0)) > now_ms,
+            waits="waits" in raw,
+            ttl_ms=int(raw.get("ttl_ms", 0)),
+            cancel_requested=bool(raw.get("cancel")),
+            failure=FailureCode(raw["failure"]) if "failure" in raw else None,
+            pending=orjson.loads(raw["pending"]) if raw.get("pending") else [],
+            timings=orjson.loads(raw["timings"]) if "timings" in raw else None,
+            webhooks=_hooks(raw),
+            end=orjson.loads(raw["end"]) if "end" in raw else None,
+        )
+
+
+def _hooks(raw: Mapping[str, str]) -> dict[str, Hook]:
+    hooks: dict[str, Hook] = {}
+    for name, url in orjson.loads(raw.get("hooks") or "{}").items():
+        tries, _, outcome = raw.get(f"hook:{name}", "0 ").partition(" ")
+        hooks[name] = Hook(url, int(tries), outcome)
+    return hooks

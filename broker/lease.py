@@ -34,6 +34,7 @@ class Lease:
     created_ms: int  # of the store's clock, like the next two
     started_ms: int  # first claim
     claimed_ms: int  # this claim
+    head: str  # position of the log's last entry then
     upstream: str = ""  # JSON that the last holder noted: where to read on at the provider
     overdue: bool = False  # the client's time for the results of its tools is over
     owed: Mapping[str, str | None] = field(default_factory=dict)  # calls that the client runs: id, JSON of the result
@@ -140,24 +141,25 @@ class Leases:
         args: list[Arg] = [owner, self._store.settings.lease_ms, floor, jump(), "1" if take_over else "0", old]
         reply = await self._store.pipe(CLAIM, self._keys.of(generation), args)
         match reply:
-            case [b"claimed", epoch, attempt, cancel, created, started, now, tenant, request, upstream, overdue, calls]:
+            case [b"claimed", epoch, attempt, cancel, created, started, now, tenant, asked, mark, overdue, calls, head]:
                 return Lease(
                     generation=generation,
                     epoch=int(epoch),
                     owner=owner,
                     attempt=int(attempt),
                     tenant=tenant.decode(),
-                    request=replacing.request if replacing else Request.decode(request),
+                    request=replacing.request if replacing else Request.decode(asked),
                     cancel=cancel.decode(),
                     created_ms=int(created),
                     started_ms=int(started),
                     claimed_ms=int(now),
-                    upstream=upstream.decode(),
+                    upstream=mark.decode(),
                     overdue=overdue == b"1",
                     owed={
                         call.decode(): result.decode() if result else None
                         for call, result in zip(calls[::2], calls[1::2], strict=True)
                     },
+                    head=head.decode(),
                 )
             case [b"busy", wait]:
                 return Busy(int(wait))

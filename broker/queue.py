@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from broker.generation import Priority
-from broker.scripts import DROP, ENQUEUE, LATER, TAKE
+from broker.scripts import DROP, ENQUEUE, LATER, TAKE, WAITING
 from broker.store import Store
+from broker.totals import Total
 
 #: While both classes wait, one turn in this many goes to batch.
 _BATCH_EVERY: Final = 8
@@ -59,6 +60,7 @@ class Queue:
         self._ready = {priority: keys.ready(priority.value) for priority in Priority}
         self._both = [self._ready[Priority.INTERACTIVE], self._ready[Priority.BATCH]]
         self._later, self._tags, self._clock, self._wake = keys.later(), keys.tags(), keys.clock(), keys.wake()
+        self._totals = keys.totals()
 
     async def add(self, hint: Hint, *, weight: float = 1.0) -> bool:
         """Add a hint, and wake a sleeping worker; False if the queue has it already. Durable when it returns."""
@@ -82,10 +84,11 @@ class Queue:
         keys = [self._later, *self._both, self._wake]
         await self._store.pipe(LATER, keys, [delay_ms, *(hint.encode() for hint in hints)])
 
-    async def drop(self, hints: Sequence[Hint]) -> None:
-        """Forget hints whose generations have ended."""
-        await self._store.pipe(DROP, [self._later, *self._both], [hint.encode() for hint in hints])
+    async def drop(self, hints: Sequence[Hint], *, total: Total | None = None) -> None:
+        """Forget hints whose generations have ended, and count that as `total`, once for all of them."""
+        keys = [self._later, *self._both, self._totals]
+        await self._store.pipe(DROP, keys, [total.value if total else "", *(hint.encode() for hint in hints)])
 
     async def waiting(self) -> int:
         """How many hints wait for a worker."""
-        return await self._store.count(self._both)
+        return int(await self._store.run(WAITING, self._both, []))

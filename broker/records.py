@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final
 
-import orjson
 import structlog
 
 from broker.backoff import until_available
@@ -29,8 +28,7 @@ from broker.errors import (
     ThreadBusy,
 )
 from broker.events import CancelReason, FailureCode
-from broker.generation import Hook, Priority, Record, Request, State, ThreadPolicy, created_at, new_id
-from broker.position import Position
+from broker.generation import Record, Request, State, ThreadPolicy, created_at, new_id
 from broker.queue import Hint, Queue
 from broker.scripts import CANCEL, CONFIRM, CREATE, DELETE, RECORD, RESERVE, UNRESERVE, WITHDRAW, Script
 from broker.store import Store, jump
@@ -99,35 +97,44 @@ class Records:
         `StoreUnavailable`: with a key the job may be stored, and the same submit finds it; without one nobody could, so
         it is taken back.
         """
-        settings = self._settings
         request = replace(request, webhooks=self.webhooks.told_of(request))
-        generation, replayed = new_id(), False
-        reserve = [self._keys.idempotency(tenant, key or ""), self._keys.index(tenant)]
-        keep_ms = round(settings.idempotency_seconds * 1000)
-        full = await self._queue.waiting() >= settings.max_queued
-        naming: list[Arg] = [generation, fingerprint if key else "", keep_ms, "1" if full else "0"]
-        match await self._confirmer.run(RESERVE, reserve, naming):
-            case [b"known", seen, known]:
-                if seen.decode() != fingerprint:
-                    raise KeyReused("this Idempotency-Key was used with another body")
-                generation, replayed = known.decode(), True
-            case [b"reserved"]:
-                pass
-            case [b"refused"]:
-                raise QueueFull(f"{settings.max_queued} jobs wait already")
-            case reply:
-                raise StoreReplyError(f"reserve answered {reply[:1]!r}")
+        full = await self._queue.waiting() >= self._settings.max_queued
+        generation = new_id()
         try:
-            return await self._place(tenant, request, generation, reserve, replayed=replayed)
+            if key is None and not full:  # nobody else has this id: the two steps need not wait for one another
+                reserving = self._reserve(tenant, generation, key, fingerprint, full=full)
+                _, made = await asyncio.gather(reserving, self._create(tenant, request, generation, replayed=False))
+            else:
+                named = await self._reserve(tenant, generation, key, fingerprint, full=full)
+                replayed, generation = named != generation, named
+                made = await self._create(tenant, request, generation, replayed=replayed)
+            return await self._place(tenant, request, made, key)
         except StoreUnavailable:
             if key is None:
                 self._background(self._take_back(generation), name=f"take back {generation}")
             raise
 
-    async def _place(
-        self, tenant: str, request: Request, generation: str, reserve: Sequence[str], *, replayed: bool
-    ) -> Submitted:
-        """Record, then hint or place in a line."""
+    async def _reserve(self, tenant: str, generation: str, key: str | None, fingerprint: str, *, full: bool) -> str:
+        """List the id and bind the key to it; the id that the key stands for, which may be an earlier one."""
+        keep_ms = round(self._settings.idempotency_seconds * 1000)
+        naming: list[Arg] = [generation, fingerprint if key else "", keep_ms, "1" if full else "0"]
+        match await self._confirmer.run(RESERVE, self._reserved(tenant, key), naming):
+            case [b"known", seen, known]:
+                if seen.decode() != fingerprint:
+                    raise KeyReused("this Idempotency-Key was used with another body")
+                return str(known.decode())
+            case [b"reserved"]:
+                return generation
+            case [b"refused"]:
+                raise QueueFull(f"{self._settings.max_queued} jobs wait already")
+            case reply:
+                raise StoreReplyError(f"reserve answered {reply[:1]!r}")
+
+    def _reserved(self, tenant: str, key: str | None) -> list[str]:
+        return [self._keys.idempotency(tenant, key or ""), self._keys.index(tenant)]
+
+    async def _create(self, tenant: str, request: Request, generation: str, *, replayed: bool) -> Submitted:
+        """Store record and request, or find them. Raises `GenerationExpired` where there is only the record."""
         settings = self._settings
         fields = request.record_fields(tenant, tombstone_seconds=settings.tombstone_seconds)
         if request.thread is not None:
@@ -146,22 +153,25 @@ class Records:
                     raise GenerationExpired(f"generation {generation}, which this key stands for, is gone")
             case reply:
                 raise StoreReplyError(f"create answered {reply[:1]!r}")
-        interrupted: list[Record] = []
-        if not state.is_terminal:
-            if request.thread is None:
-                await self._queue.add(Hint(generation, tenant, request.priority))
-                await self._confirm(generation)
-            else:
-                try:
-                    interrupted = await self._line_up(tenant, request.thread, generation, request)
-                except (ThreadBusy, QueueFull):
-                    withdrawn = await self._store.run(WITHDRAW, self._keys.of(generation), [])
-                    if withdrawn == [b"withdrawn"]:  # else the same POST, sent twice, has had it accepted meanwhile
-                        await self._store.run(UNRESERVE, reserve, [generation])
-                        raise
-        return Submitted(
-            id=generation, created_ms=int(created), state=state, replayed=replayed, interrupted=interrupted
-        )
+        return Submitted(id=generation, created_ms=int(created), state=state, replayed=replayed, interrupted=[])
+
+    async def _place(self, tenant: str, request: Request, made: Submitted, key: str | None) -> Submitted:
+        """The hint, or the place in a line, of what is stored and has not ended."""
+        if made.state.is_terminal:
+            return made
+        generation = made.id
+        if request.thread is None:
+            await self._queue.add(Hint(generation, tenant, request.priority))
+            await self._confirm(generation)
+            return made
+        try:
+            return replace(made, interrupted=await self._line_up(tenant, request.thread, generation, request))
+        except (ThreadBusy, QueueFull):
+            withdrawn = await self._store.run(WITHDRAW, self._keys.of(generation), [])
+            if withdrawn == [b"withdrawn"]:  # else the same POST, sent twice, has had it accepted meanwhile
+                await self._store.run(UNRESERVE, self._reserved(tenant, key), [generation])
+                raise
+        return made
 
     async def _line_up(self, tenant: str, thread: str, generation: str, request: Request) -> list[Record]:
         """Take a place in the thread's line, under the request's policy; the record exists, and waits. Each step may be
@@ -340,38 +350,11 @@ class Records:
 
     async def find(self, generation: str) -> Record | None:
         """The record, of whatever tenant and state; None where there is none."""
-        now, ttl_ms, *flat = await self._store.run(RECORD, self._keys.of(generation)[:2], [])
+        now, left_ms, *flat = await self._store.run(RECORD, self._keys.of(generation)[:2], [])
         if not flat:
             return None
         raw = {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}
-        return Record(
-            id=generation,
-            tenant=raw["tenant"],
-            state=State(raw["state"]),
-            epoch=int(raw["epoch"]),
-            attempt=int(raw.get("attempt", 0)),
-            max_attempts=int(raw.get("max_attempts", 0)),
-            provider=raw.get("provider", ""),
-            model=raw.get("model", ""),
-            priority=Priority(raw["priority"]),
-            thread=raw.get("thread") or None,
-            metadata=orjson.loads(raw.get("metadata", "{}")),
-            head=Position.of_entry_id(raw.get("head", "0-0")),
-            created_ms=int(raw.get("created_ms", 0)),
-            started_ms=int(raw["started_ms"]) if "started_ms" in raw else None,
-            ended_ms=int(raw["ended_ms"]) if "ended_ms" in raw else None,
-            now_ms=int(now),
-            confirmed=int(ttl_ms) < 0,
-            lease_live=int(raw.get("lease", 0)) > int(now),
-            waits="waits" in raw,
-            ttl_ms=int(raw.get("ttl_ms", 0)),
-            cancel_requested=bool(raw.get("cancel")),
-            failure=FailureCode(raw["failure"]) if "failure" in raw else None,
-            pending=orjson.loads(raw["pending"]) if raw.get("pending") else [],
-            timings=orjson.loads(raw["timings"]) if "timings" in raw else None,
-            webhooks=_hooks(raw),
-            end=orjson.loads(raw["end"]) if "end" in raw else None,
-        )
+        return Record.decode(generation, raw, now_ms=int(now), left_ms=int(left_ms))
 
     async def _confirmed_if_possible(self, script: Script, record: Record, args: Sequence[Arg]) -> Reply:
         """A write that stands even if its confirmation falls short: it is done, and said so in the log."""
@@ -380,14 +363,6 @@ class Records:
         except NotReplicated as short:
             _log.warning("not_replicated", generation=record.id, what=script.name, detail=str(short))
             return short.reply
-
-
-def _hooks(raw: dict[str, str]) -> dict[str, Hook]:
-    hooks: dict[str, Hook] = {}
-    for name, url in orjson.loads(raw.get("hooks") or "{}").items():
-        tries, _, outcome = raw.get(f"hook:{name}", "0 ").partition(" ")
-        hooks[name] = Hook(url, int(tries), outcome)
-    return hooks
 
 
 def _matches(record: Record, state: State | None, thread: str | None, failure: FailureCode | None) -> bool:

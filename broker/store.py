@@ -181,16 +181,6 @@ class Store:
         except FAILURES as exc:
             raise translate(exc) from exc
 
-    async def count(self, keys: Sequence[str]) -> int:
-        """How many members sorted sets of one slot hold together."""
-        try:
-            pipeline = self._topology.commands.pipeline(transaction=False)
-            for key in keys:
-                pipeline.zcard(key)
-            return sum(await pipeline.execute())
-        except FAILURES as exc:
-            raise translate(exc) from exc
-
     async def add_to_counter(self, key: str, name: str, amount: int) -> None:
         """Raise one counter of a hash."""
         try:

@@ -17,6 +17,7 @@ from broker.backoff import until_available
 from broker.errors import GenerationExpired, GenerationUnknown, LeaseLost
 from broker.events import Cancelled, CancelReason, Status
 from broker.lease import Lease, Paused
+from broker.position import BEGINNING
 from worker.attempt import Attempt, Later, Left
 from worker.conversation import ForTools
 from worker.means import Means
@@ -71,7 +72,9 @@ class Run:
     async def execute(self) -> Result:
         """Run to an end, of whatever kind. Raises `GenerationUnknown` or `GenerationExpired` when it is gone."""
         means = self._means
-        inherited = await until_available(lambda: means.log.read_all(self.generation))
+        inherited = []
+        if self._lease.head != BEGINNING:
+            inherited = await until_available(lambda: means.log.read_all(self.generation))
         writer = self.writer = Writer(
             self._lease,
             inherited,

@@ -132,13 +132,14 @@ class Worker:
                 await self._unless_draining(self._slot_free.wait())
                 continue
             try:
-                taken = await self._queue.take(min(free, _TAKE_MOST))
+                most = min(free, _TAKE_MOST)
+                taken = await self._queue.take(most)
                 for hint in taken.hints:
                     # A task each: a shard that hangs must not keep the hints of the others waiting.
                     task = asyncio.create_task(self._look(hint), name=f"run {hint.generation}")
                     self._tasks.add(task)
                     task.add_done_callback(self._run_done)
-                if not taken.hints:
+                if len(taken.hints) < most:  # there are no more: whoever adds one wakes us
                     due = _IDLE_SECONDS if taken.next_due_ms is None else taken.next_due_ms / 1000
                     await self._unless_draining(self._queue.wait(min(due, _IDLE_SECONDS)))
                 backoff.reset()
@@ -237,8 +238,7 @@ class Worker:
                         hint.tenant, request.thread, hint.generation, ttl_seconds=request.ttl_seconds
                     )
                 await self._deliveries.owe(hint.generation)
-                await self._queue.drop([hint])
-                await self._count_end(run)
+                await self._drop_ended(run, hint)
             case Outcome.LATER:
                 await self._queue.look_again([hint], result.delay_ms)
                 if result.failed:
@@ -259,12 +259,14 @@ class Worker:
             if (await self._records.get(hint.tenant, hint.generation)).state is State.QUEUED:
                 await self._queue.look_again([hint], 0)
 
-    async def _count_end(self, run: Run) -> None:
+    async def _drop_ended(self, run: Run, hint: Hint) -> None:
+        """Forget its hint, and count how it ended."""
         writer = run.writer
         if writer is None:
+            await self._queue.drop([hint])
             return
         end = writer.entries[-1].field.decode()
-        await self._totals.add(Total(f"ended_{end}"))
+        await self._queue.drop([hint], total=Total(f"ended_{end}"))
         if end == "cancelled" and writer.cancel_reason is CancelReason.ABANDONED:
             await self._totals.add(Total.ABANDONED)
             limit = run.lease.request.max_output_tokens or 0

@@ -104,7 +104,7 @@ async def _post(services: Services, request: Request) -> Response:
     accepted = await submit_job(
         services, tenant, job, key=idempotency_key(request), body=body, route="POST /ai-sdk/chat"
     )
-    begin = await start(services, tenant, accepted.id, None, snapshot=False)
+    begin = await start(services, tenant, accepted.id, None, snapshot=False, queued=True)
     # Only `WorkflowChatTransport` says no trigger, and it knows `reset-step`.
     resets = resets if "trigger" in body else "reset-step"
     stream = UiMessageStream(_message_id(accepted.id, job.dialect), resets=resets)

@@ -7,7 +7,8 @@
 --       6 owner of a lease that the claimer itself holds and replaces, or ''
 --
 -- Returns {claimed, epoch, attempt, cancel flag, created ms, first claimed ms, now ms, tenant, request, upstream mark,
---          '1' if the client's time for its tools was over, {call id, result or '' of each call the client was asked for}}
+--          '1' if the client's time for its tools was over, {call id, result or '' of each call the client was asked for},
+--          id of the log's last entry, or 0-0}
 --         {busy, ms to wait} {lapsed, ms to wait} {waits, thread} {ended, state, upstream mark, thread} {gone}
 --
 -- Buys: epochs only rise and are never used twice, even after the store forgot claims: `history` is the replication
@@ -36,6 +37,8 @@ if r[4] == 'waiting_for_tools' then
   if left > 0 then return {'busy', string.format('%.0f', left)} end
 end
 
+local tail = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
+local head = tail[1] and tail[1][1] or '0-0'
 if owner ~= ARGV[1] or owner == '' then
   if owner ~= '' and owner ~= ARGV[6] then
     local left = tonumber(r[3] or '0') - now
@@ -54,8 +57,7 @@ if owner ~= ARGV[1] or owner == '' then
   redis.call('HDEL', record, 'pass', 'unattended_ms', 'waits')  -- nobody looked while nobody held it
   redis.call('HSETNX', record, 'started_ms', string.format('%.0f', now))
   -- Whoever holds the lease decides what the log is: what the record remembered beyond its end is given up.
-  local tail = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
-  redis.call('HSET', record, 'head', tail[1] and tail[1][1] or '0-0')
+  redis.call('HSET', record, 'head', head)
 end
 redis.call('HSET', record, 'lease', string.format('%.0f', now + lease_ms))
 for i = 1, 3 do redis.call('PERSIST', KEYS[i]) end
@@ -69,4 +71,4 @@ if r[13] and r[13] ~= '' then
 end
 return {'claimed', string.format('%.0f', epoch), string.format('%.0f', attempt), r[8] or '', r[9] or '0',
         r[10] or now_ms, now_ms, r[11], redis.call('GET', KEYS[3]) or '', r[12] or '',
-        overdue, calls}
+        overdue, calls, head}

@@ -6,6 +6,7 @@ import asyncio
 
 from broker.generation import Priority
 from broker.queue import Hint
+from broker.totals import Total, Totals
 from tests.broker.conftest import Kit
 
 CROWD = 10_000
@@ -25,3 +26,13 @@ async def test_ten_thousand_jobs_of_one_tenant_delay_nobody_elses_next_one(kit: 
     taken = (await kit.queue.take(16)).hints
     assert taken.index(late) <= 2
     assert batch in taken
+
+
+async def test_an_end_is_counted_as_its_hint_is_dropped(kit: Kit) -> None:
+    """By who says so, and in the same step."""
+    hint = Hint(await kit.submitted(), "acme", Priority.INTERACTIVE)
+    await kit.queue.drop([hint], total=Total.ENDED_FAILED)
+    await kit.queue.drop([hint])
+    assert await kit.queue.waiting() == 0
+    counted = await Totals(kit.store).read()
+    assert {total: number for total, number in counted.items() if number} == {Total.ENDED_FAILED: 1}

@@ -129,6 +129,21 @@ async def test_a_cancel_that_meets_a_release_is_told_to_the_holder(kit: Kit) -> 
     assert isinstance(answer, Appended)
 
 
+async def test_a_claim_says_where_the_log_ends(kit: Kit) -> None:
+    """Whoever holds it need not read an empty log; asked again under the same owner it says the same."""
+    generation, owner = await kit.submitted(), new_owner()
+    for _ in range(2):
+        lease = await kit.leases.claim(generation, owner=owner)
+        assert isinstance(lease, Lease)
+        assert lease.head == BEGINNING
+    first = Entry(f"1-{lease.epoch}", b"d", b"Hello")
+    assert isinstance(await kit.log.append(generation, lease.epoch, lease.owner, BEGINNING, [first]), Appended)
+    await kit.leases.release(lease, failed_attempt=False)
+    again = await kit.claimed(generation)
+    assert again.head == first.position
+    assert await kit.log.read_all(generation) == [first]
+
+
 async def test_a_release_may_be_repeated(kit: Kit) -> None:
     lease = await kit.claimed()
     assert await kit.leases.release(lease, failed_attempt=False) is True
@@ -204,7 +219,7 @@ async def test_nobody_is_taken_over_from_just_after_a_break_or_a_loss(kit: Kit) 
 async def test_a_cluster_that_is_away_is_a_passing_fault() -> None:
     """redis-py says so with exceptions that are none of its own kind."""
     store = Store("cluster://127.0.0.1:1", Settings())
-    for call in (store.locate("k"), store.refresh(), store.count(["k"]), store.facts(), store.losses()):
+    for call in (store.locate("k"), store.refresh(), store.get("k"), store.facts(), store.losses()):
         with pytest.raises(StoreUnavailable):
             await call
     await store.aclose()
