@@ -7,17 +7,17 @@ position, the others (`open`, `error`, pings) never do, so a client's cursor mov
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, groupby
-from operator import itemgetter
 from typing import Final, Protocol
 
 import orjson
 
 from broker.events import DELTA_FIELDS, TEXT_FIELD, DeltaKind, Entry, Json, delta_data, wire
+from broker.joined import JOINED_BYTES, Row
 
 #: Text joined into one frame at most, in bytes: a reader whose connection is cut gets on by whole frames.
-MERGED_BYTES: Final = 32 * 1024
+MERGED_BYTES: Final = JOINED_BYTES
 
 #: A frame of a delta, without its position and its data.
 _DELTA_BYTES: Final = len(b"event: delta\nid: \ndata: \n\n")
@@ -87,25 +87,39 @@ SSE: Final[Framing] = _Sse()
 NDJSON: Final[Framing] = _Ndjson()
 
 
-def merged(entries: Iterable[Entry]) -> list[tuple[str, bytes, bytes]]:
-    """The entries as `(position, event, data)`, consecutive deltas of one kind joined under the last one's position.
+def merged(rows: Sequence[Row]) -> list[tuple[str, bytes, bytes]]:
+    """The rows as `(position, event, data)`, consecutive deltas of one kind joined under the last one's position.
 
     Nothing else is merged, and nothing is reordered. The first event of each epoch is never a delta, so a joined frame
     stands for one attempt's text only.
     """
     out: list[tuple[str, bytes, bytes]] = []
-    for field, same in groupby(entries, itemgetter(1)):
-        run = list(same)
-        if (kind := DELTA_FIELDS.get(field)) is None:
-            out += [(entry.position, *wire(entry)) for entry in run]
+    at = 0
+    for field, same in groupby([stored[0] for _, stored in rows]):
+        first, at = at, at + len(list(same))
+        kind = DELTA_FIELDS.get(field)
+        if kind is None:
+            out += [(place.decode(), field, stored[1]) for place, stored in rows[first:at]]
             continue
-        while run:
-            ends = list(accumulate([len(entry.payload) for entry in run]))
-            count = max(1, bisect_right(ends, MERGED_BYTES))
-            text = b"".join([entry.payload for entry in run[:count]]).decode()
-            out.append((run[count - 1].position, b"delta", delta_data(kind, text)))
-            run = run[count:]
+        payloads = [stored[1] for _, stored in rows[first:at]]
+        for text, count in _joined(payloads):
+            first += count
+            out.append((rows[first - 1][0].decode(), b"delta", delta_data(kind, text.decode())))
     return out
+
+
+def _joined(payloads: list[bytes]) -> Iterator[tuple[bytes, int]]:
+    """The payloads, at most `MERGED_BYTES` put together, one at least; each time with their number."""
+    text = b"".join(payloads)
+    if len(text) <= MERGED_BYTES:
+        yield text, len(payloads)
+        return
+    ends = [0, *accumulate(map(len, payloads))]
+    at = 0
+    while at < len(payloads):
+        stop = max(at + 1, bisect_right(ends, ends[at] + MERGED_BYTES) - 1)
+        yield text[ends[at] : ends[stop]], stop - at
+        at = stop
 
 
 def open_data(

@@ -19,6 +19,7 @@ from api.problem import FieldError, Problem
 from api.services import Services
 from api.viewer import Start, status_of
 from broker.errors import DataLost, GenerationUnknown
+from broker.joined import up_to
 from broker.log import Page
 
 #: Seconds that an answer may wait, and entries it looks at, where the query does not say; and the most of each.
@@ -69,7 +70,7 @@ def nothing(position: str | None) -> Response:
 async def _answer(services: Services, begin: Start, *, wait: float, limit: int, place: str) -> Response:
     events: list[Event] = []
     cursor, page, verdict = begin.cursor, begin.page, begin.verdict
-    if not begin.snapshot and not (page.entries or page.state.is_terminal):
+    if not begin.snapshot and not (page.rows or page.state.is_terminal):
         page = await _next(services, begin, wait=wait, limit=limit)
         verdict = verdict if page.held else "rewound"
     if begin.snapshot or not page.held:
@@ -77,9 +78,9 @@ async def _answer(services: Services, begin: Start, *, wait: float, limit: int, 
         events.append(_event(place + fold.position, b"snapshot", fold.data(status_of(page))))
         cursor = fold.position
         page = await services.log.read(begin.generation, cursor, limit)
-    entries = page.entries[:limit]
-    events += [_event(place + position, name, data) for position, name, data in merged(entries)]
-    return _response(verdict, events, place + (entries[-1].position if entries else cursor), status_of(page))
+    rows = up_to(page.rows, limit)
+    events += [_event(place + position, name, data) for position, name, data in merged(rows)]
+    return _response(verdict, events, place + (rows[-1][0].decode() if rows else cursor), status_of(page))
 
 
 async def _next(services: Services, begin: Start, *, wait: float, limit: int) -> Page:
@@ -98,7 +99,7 @@ async def _next(services: Services, begin: Start, *, wait: float, limit: int) ->
                     raise DataLost(f"the store has lost data, {begin.generation} perhaps too") from exc
                 await topic.changed(version, min(left, _LOST_PAUSE_SECONDS))
                 continue
-            if page.entries or page.state.is_terminal or not page.held or services.draining or left <= 0:
+            if page.rows or page.state.is_terminal or not page.held or services.draining or left <= 0:
                 return page
             await topic.changed(version, left)
 

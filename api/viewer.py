@@ -25,7 +25,8 @@ from broker.errors import (
     LegatoError,
     StoreUnavailable,
 )
-from broker.events import CancelReason, Entry
+from broker.events import TERMINAL_FIELDS, CancelReason
+from broker.joined import Row, rows_of
 from broker.log import FIRST_PAGE, NEXT_PAGE, PAGE_BYTES, Page
 from broker.position import BEGINNING
 from broker.tail import Topic
@@ -148,10 +149,7 @@ class Viewer:
             if begin.snapshot:
                 yield await self._refold(begin.verdict)
             else:
-                chunk = self._open(begin.verdict, begin.page)
-                if begin.page.entries:
-                    chunk += self._merged(begin.page.entries)
-                yield chunk
+                yield self._open(begin.verdict, begin.page) + self._paged(begin.page)
             if self._has_finished():
                 return
             if begin.page.state.is_terminal:
@@ -179,9 +177,11 @@ class Viewer:
         """The rest of a log that has ended. One that has lost its end meanwhile runs dry: its holder puts it back."""
         while not self.finished:
             page = await self._read()
-            if page.held and not page.entries:
+            if page.held and not page.rows:
                 return
-            yield self._merged(page.entries) if page.held else await self._refold("rewound")
+            chunk = self._paged(page) if page.held else await self._refold("rewound")
+            del page  # it is large, and the reader may be slow
+            yield chunk
 
     async def _live(self, topic: Topic) -> AsyncIterator[bytes]:
         """Follow a log that still grows. An outage of the store is waited out, and so is a loss of its data, which the
@@ -198,8 +198,8 @@ class Viewer:
                     page = await self._read()
                     if not page.held:
                         chunk = await self._refold("rewound")
-                    elif page.entries:
-                        chunk = self._merged(page.entries)
+                    elif page.rows:
+                        chunk = self._paged(page)
                     if page.held and self.cursor == page.last:
                         topic.window.start(page.last)
                 lost_at = None
@@ -250,18 +250,22 @@ class Viewer:
         notices = one_page(notices)
         last = notices[-1].entry
         if len(notices) > _FRAMED_SINGLY:
-            return self._merged([notice.entry for notice in notices])
-        self._moved_to(last)
+            return self._merged(rows_of([notice.entry for notice in notices]))
+        self._moved_to(last.position, last.field)
         return b"".join([notice.encoded(self.framing.entry) for notice in notices])
 
-    def _merged(self, entries: list[Entry]) -> bytes:
-        if entries:
-            self._moved_to(entries[-1])
-        return b"".join([self.framing.frame(event, data, place) for place, event, data in merged(entries)])
+    def _paged(self, page: Page) -> bytes:
+        return self._merged(page.rows)
 
-    def _moved_to(self, entry: Entry) -> None:
-        self.cursor = entry.position
-        self.finished = entry.is_terminal
+    def _merged(self, rows: list[Row]) -> bytes:
+        if rows:
+            place, stored = rows[-1]
+            self._moved_to(place.decode(), stored[0])
+        return b"".join([self.framing.frame(event, data, place) for place, event, data in merged(rows)])
+
+    def _moved_to(self, position: str, field: bytes) -> None:
+        self.cursor = position
+        self.finished = field in TERMINAL_FIELDS
 
     def _open(self, verdict: str, page: Page) -> bytes:
         data = open_data(

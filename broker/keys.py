@@ -7,7 +7,9 @@ One generation, tag `{gen_…}` (broker.records, broker.lease, broker.log):
     p:{gen}:record   hash    see below; no TTL before the terminal event, except `unconfirmed_seconds` from submit until
                              its hint is confirmed; afterwards the log's TTL and `tombstone_seconds` more (410)
     p:{gen}:log      stream  one entry an event, id = position, one field; exists from submit on; expires
-                             `ttl_seconds` after the terminal event
+                             `ttl_seconds` after the terminal event. Once its worker has sealed it, soon after its end:
+                             one entry for many deltas, id = position of the last, with a second field `c`, the length
+                             of each, a byte a delta (broker.joined)
     p:{gen}:request  string  JSON of what was asked, prompt included; same TTL as the log
     p:{gen}:viewers  zset    processes that have viewers, score = last seen; only where the request says that nobody
                              reading cancels; written by broker.presence, read by the renew script

@@ -1,12 +1,13 @@
-"""The log of a generation: append events, read them back.
+"""The log of a generation: append events, read them back, seal it once it has ended.
 
-The rules live in `scripts/append.lua` and `scripts/read.lua`, each one atomic step in the slot of the generation. Two
-other scripts write entries: `cancel.lua` an end for which nobody holds a lease, `rebuild.lua` what the store has lost.
-This module gives them types: what the store answers is a value, never a string to compare.
+The rules live in `scripts/append.lua`, `scripts/read.lua` and `scripts/seal.lua`, each one atomic step in the slot of
+the generation. Two other scripts write entries: `cancel.lua` an end for which nobody holds a lease, `rebuild.lua` what
+the store has lost. This module gives them types: what the store answers is a value, never a string to compare.
 """
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from typing import Final
 from broker.errors import DataLost, GenerationDeleted, GenerationExpired, GenerationUnknown
 from broker.events import Entry
 from broker.generation import State
-from broker.position import BEGINNING
-from broker.scripts import APPEND, APPEND_TERMINAL, READ
+from broker.joined import Row, behind, join, split
+from broker.position import BEGINNING, Position
+from broker.scripts import APPEND, APPEND_TERMINAL, READ, SEAL
 from broker.snapshot import Fold
 from broker.store import Store
 from broker.wire import Arg, Reply, StoreReplyError
@@ -30,13 +32,21 @@ MAX_APPEND_BYTES: Final = 256 * 1024
 
 #: Entries a page: the first one small, so that the first frame leaves soon; later ones large.
 FIRST_PAGE: Final = 100
-NEXT_PAGE: Final = 1000
+NEXT_PAGE: Final = 2000
 
 #: A delta has a few bytes. Pages of such are bounded by the number of entries.
 _SMALL_BYTES: Final = 64
 
 #: Payload a page: what a slow reader holds of a log at a time, however large its events are.
 PAGE_BYTES: Final = 64 * 1024
+
+#: Sealing is worth its call from so many entries on that it saves, and is left where it would keep the server from
+#: everybody else: a log of more text than this stays as it was written.
+SEAL_ENTRIES: Final = 32
+SEAL_BYTES: Final = 1024 * 1024
+
+#: So many entries are joined in a millisecond or two; more would keep everybody else in this process waiting.
+_AT_ONCE: Final = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +106,10 @@ AppendAnswer = Appended | Gone | Fenced | Closed | Cancelled | Behind | Diverged
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """Entries after a cursor, and what the record said in the same instant.
+    """What the log holds after a cursor, and what the record said in the same instant.
 
-    `held` is False when the log does not hold the cursor (then there are no entries). `last` is the last entry of the
-    log; the page is complete when its own last entry, or the cursor of an empty one, equals it.
+    `held` is False when the log does not hold the cursor (then there are no rows). `last` is the last entry of the
+    log; the page is complete when its own last row, or the cursor of an empty one, equals it.
     """
 
     held: bool
@@ -110,21 +120,36 @@ class Page:
     cancel: str
     lease_live: bool
     counts_viewers: bool  # it is cancelled when nobody reads: viewers must say that they are there
-    entries: list[Entry]
+    rows: list[Row]  # as stored: a joined one stands for many events
+    size: int  # bytes of their payloads
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Every event by itself, made anew at each call."""
+        return split(self.rows)
 
     @property
     def is_small(self) -> bool:
-        """Whether its entries are, so that those behind it may be, too."""
-        return sum([len(entry.payload) for entry in self.entries]) <= _SMALL_BYTES * len(self.entries)
+        """Whether its rows are, so that those behind it may be, too."""
+        return self.size <= _SMALL_BYTES * len(self.rows)
+
+    def end(self, cursor: str) -> str:
+        """Where who has read it is then; `cursor` where it is empty."""
+        return self.rows[-1][0].decode() if self.rows else cursor
 
     def is_complete(self, cursor: str) -> bool:
         """Whether the log had nothing after this page."""
-        return (self.entries[-1].position if self.entries else cursor) == self.last
+        return self.end(cursor) == self.last
 
 
-def _entries(rows: list[tuple[bytes, list[bytes]]]) -> list[Entry]:
-    make = tuple.__new__  # in half the time of a call of the class: most of what a replay costs is here
-    return [make(Entry, (place.decode(), fields[0], fields[1])) for place, fields in rows]
+def _bounded(rows: list[Row]) -> tuple[list[Row], int]:
+    """What a page may hold of them, one row at least, and its payload in bytes."""
+    size = sum([len(stored[1]) for _, stored in rows])
+    if size > PAGE_BYTES and len(rows) > 1:
+        sizes = list(accumulate([len(stored[1]) for _, stored in rows]))
+        count = max(1, bisect_right(sizes, PAGE_BYTES))
+        return rows[:count], sizes[count - 1]
+    return rows, size
 
 
 #: Nothing to note.
@@ -192,8 +217,8 @@ class Log:
     async def read(
         self, generation: str, cursor: str, count: int, *, tenant: str | None = None, small: bool = False
     ) -> Page:
-        """A page of up to `count` entries (or `PAGE_BYTES`) after `cursor`, verified against the log in the same step,
-        on the primary. `small`: the entries are thought to be small, so that they may be asked for without a bound in
+        """A page of up to `count` rows (or `PAGE_BYTES`) after `cursor`, verified against the log in the same step,
+        on the primary. `small`: the rows are thought to be small, so that they may be asked for without a bound in
         bytes, which costs Redis a tenth; should they not be, the page is bounded afterwards.
 
         With a `tenant`, another tenant's generation is an unknown one. Raises `GenerationUnknown`,
@@ -215,7 +240,8 @@ class Log:
                 raise GenerationExpired(f"the time of generation {generation} is over")
             case [b"lost", _]:
                 raise DataLost(f"the log of {generation} is shorter than it was")
-            case [verdict, tenant, state, attempt, last, cancel, live, grace, entries]:
+            case [verdict, tenant, state, attempt, last, cancel, live, grace, rows]:
+                rows, size = _bounded(behind(rows, Position.of_entry_id(cursor).seq))
                 return Page(
                     held=verdict == b"held",
                     tenant=tenant.decode(),
@@ -225,13 +251,15 @@ class Log:
                     cancel=cancel.decode(),
                     lease_live=live == b"1",
                     counts_viewers=grace != b"",
-                    entries=_entries(entries),
+                    rows=rows,
+                    size=size,
                 )
             case _:
                 raise StoreReplyError(f"read answered {reply[:1]!r}")
 
     async def _read_small(self, keys: list[str], cursor: str, count: int) -> Reply | None:
-        """What `READ` answers, with the entries read beside it; None where that cannot be had just now."""
+        """What `READ` answers, with rows read beside it, the cursor's own perhaps among them; None where that cannot be
+        had just now."""
         from_start = cursor == BEGINNING
         found = await self._store.pipe_with(
             READ,
@@ -244,10 +272,35 @@ class Log:
         reply, rows = found
         if reply[0] != b"held":
             return reply
-        if not from_start:
-            del rows[0]  # the cursor's own
-        sizes = accumulate(len(fields[1]) for _, fields in rows)
-        return [*reply[:-1], rows[: max(1, bisect_right(list(sizes), PAGE_BYTES))]]
+        return [*reply[:-1], rows]
+
+    async def seal(self, generation: str, entries: Sequence[Entry]) -> bool:
+        """Store a log that has ended, which is all of `entries`, in fewer rows: the same events at the same positions.
+        True if it is stored so now.
+
+        Atomic: there is never a moment without the log, and nothing is done where the log is not this one. Idempotent.
+        It keeps its time to live. Left alone where it is not worth it, or too much to do at once. Raises
+        `StoreUnavailable` when the outcome is unknown; the log is whole either way.
+        """
+        if len(entries) <= SEAL_ENTRIES or sum([len(entry.payload) for entry in entries]) > SEAL_BYTES:
+            return False
+        few = len(entries) <= _AT_ONCE
+        rows = join(entries) if few else await asyncio.to_thread(join, entries)
+        if len(entries) - len(rows) < SEAL_ENTRIES:
+            return False
+        args: list[Arg] = [entries[-1].position]
+        for place, stored in rows:
+            args += place, stored[0], stored[1], stored[3] if len(stored) > 2 else b""
+        reply = await self._store.pipe(SEAL, [self._keys.record(generation), self._keys.log(generation)], args)
+        match reply:
+            case [b"sealed"]:
+                return True
+            case [b"joined", length]:
+                return int(length) == len(rows)
+            case [b"other", _]:
+                return False
+            case _:
+                raise StoreReplyError(f"seal answered {reply[:1]!r}")
 
     async def pages(self, generation: str) -> AsyncIterator[Page]:
         """The whole log, page by page, each verified to continue the one before. Ends early, after a page that is
@@ -258,10 +311,10 @@ class Log:
             yield page
             if not page.held or page.is_complete(cursor):
                 return
-            cursor, count, small = page.entries[-1].position, NEXT_PAGE, page.is_small
+            cursor, count, small = page.end(cursor), NEXT_PAGE, page.is_small
 
     async def read_all(self, generation: str) -> list[Entry]:
-        """Every entry, from the first to the last that was there when the end was read."""
+        """Every event, from the first to the last that was there when the end was read."""
         while True:
             entries: list[Entry] = []
             async for page in self.pages(generation):
@@ -274,7 +327,7 @@ class Log:
         while True:
             fold = Fold()
             async for page in self.pages(generation):
-                for entry in page.entries:
-                    fold.add(entry)
+                for place, stored in page.rows:
+                    fold.add(Entry(place.decode(), stored[0], stored[1]))
             if page.held:
                 return fold, page

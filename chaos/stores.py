@@ -21,6 +21,7 @@ from typing import Any, Final
 import redis
 
 from broker.embedded import EmbeddedServer, find_binary
+from broker.joined import split
 from chaos.proxy import Proxy, Way
 from chaos.schedule import Profile
 
@@ -122,13 +123,15 @@ class Stores(ABC):
             await asyncio.to_thread(ask, server, "CONFIG", "SET", "maxmemory", 0)
 
     def logs(self, pattern: str) -> dict[str, list[tuple[str, str, str]]]:
-        """Every log that the store holds: position, field, payload of each entry, by key."""
+        """Every log that the store holds: position, field, payload of each event, by key."""
         found = {}
         for server in self.primaries:
-            with redis.Redis.from_url(server.url, decode_responses=True, protocol=2, socket_timeout=20) as client:
-                for key in client.scan_iter(match=pattern, count=500):
-                    entries: Any = client.xrange(key)
-                    found[str(key)] = [(place, *next(iter(fields.items()))) for place, fields in entries]
+            with redis.Redis.from_url(server.url, protocol=2, socket_timeout=20) as client:
+                keys = list(client.scan_iter(match=pattern, count=500))
+                client.response_callbacks.clear()
+                for key in keys:
+                    rows: Any = client.execute_command("XRANGE", key, "-", "+")
+                    found[key.decode()] = [(place, field.decode(), text.decode()) for place, field, text in split(rows)]
         return found
 
     def keys(self, pattern: str) -> set[str]:

@@ -24,6 +24,8 @@ COPIED = ("broker", "worker", "api", "cli", "chaos", "tests", "pyproject.toml")
 LOG = "tests/property/test_log_model.py"
 QUEUE = "tests/property/test_queue_model.py"
 EVENTS = "tests/property/test_events_model.py"
+JOINED = "tests/property/test_joined_model.py"
+SEALED = "tests/broker/test_broker_sealed.py"
 THROTTLE = ("tests/broker/test_broker_throttle.py",)
 #: Time one run of a test file may take.
 RUN_SECONDS = 600
@@ -192,10 +194,72 @@ MUTATIONS = (
     Mutation(
         rule="read: a cursor is held only by its whole id",
         file="broker/scripts/read.lua",
-        old="if entries[1] and entries[1][1] == ARGV[1] then",
-        new="entries = redis.call('XRANGE', KEYS[2], seq_of(ARGV[1]) .. '-0', '+')\n"
-        "  if entries[1] and seq_of(entries[1][1]) == seq_of(ARGV[1]) then",
+        old="if entry[1] == cursor then return true end",
+        new="if seq_of(entry[1]) == seq_of(cursor) then return true end",
         caught_by=[LOG],
+    ),
+    Mutation(
+        rule="read: a joined entry holds positions of its own epoch only",
+        file="broker/scripts/read.lua",
+        old="string.match(entry[1], '%-.*') == string.match(cursor, '%-.*')\n    and ",
+        new="",
+        caught_by=[SEALED],
+    ),
+    Mutation(
+        rule="read: and of those only as many as it stands for",
+        file="broker/scripts/read.lua",
+        old="\n    and seq_of(cursor) > seq_of(entry[1]) - #lengths",
+        new="",
+        caught_by=[SEALED],
+    ),
+    Mutation(
+        rule="read: the rest of a joined entry is given to who has the beginning",
+        file="broker/joined.py",
+        old="rows[1:] if seen >= count else [_part(first, seen, count), *rows[1:]]",
+        new="rows[1:]",
+        caught_by=[SEALED, JOINED],
+    ),
+    Mutation(
+        rule="seal: only a log that has ended",
+        file="broker/scripts/seal.lua",
+        old=" or not ENDED[tail[2][1]] or not ENDED[redis.call('HGET', KEYS[1], 'state')]",
+        new="",
+        caught_by=[SEALED],
+    ),
+    Mutation(
+        rule="seal: only the one that ends in the event that is meant",
+        file="broker/scripts/seal.lua",
+        old="if not tail or tail[1] ~= ARGV[1] or",
+        new="if not tail or",
+        caught_by=[SEALED],
+    ),
+    Mutation(
+        rule="seal: only one of single events, as many as are given",
+        file="broker/scripts/seal.lua",
+        old="if length ~= seq then return",
+        new="if false then return",
+        caught_by=[SEALED],
+    ),
+    Mutation(
+        rule="seal: no position is left out",
+        file="broker/scripts/seal.lua",
+        old="if tonumber(string.match(ARGV[i], '^(%d+)-%d+$')) ~= seq then",
+        new="if false then",
+        caught_by=[SEALED],
+    ),
+    Mutation(
+        rule="seal: the log expires when it would have",
+        file="broker/scripts/seal.lua",
+        old="if left >= 0 then",
+        new="if false then",
+        caught_by=[SEALED],
+    ),
+    Mutation(
+        rule="seal: deltas of two epochs are not joined",
+        file="broker/joined.py",
+        old="if field in DELTA_FIELDS and one_epoch else",
+        new="if field in DELTA_FIELDS else",
+        caught_by=[JOINED],
     ),
     Mutation(
         rule="append: what is stored is looked for before a log is called closed",

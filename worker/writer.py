@@ -162,6 +162,10 @@ class Writer:
         await self.run()
         return self._healed - before
 
+    async def seal(self) -> bool:
+        """After the end: have the log stored in fewer entries. See `Log.seal`."""
+        return await self._log.seal(self.lease.generation, self._entries)
+
     async def run(self) -> None:
         """Append what is added, until a terminal event is stored."""
         backoff = Backoff(first=0.05, most=1.0)

@@ -47,14 +47,17 @@ class DialectViewer(Viewer):
     def _open(self, verdict: str, page: Page) -> bytes:
         return self._words.begin()
 
-    def _merged(self, entries: list[Entry]) -> bytes:
-        said = self._words.encode(entries)
-        if entries:
-            self._moved_to(entries[-1])
-        return said
+    def _paged(self, page: Page) -> bytes:
+        return self._encoded(page.entries)
 
     def _from_window(self, notices: list[Notice]) -> bytes:
-        return self._merged([notice.entry for notice in one_page(notices)])
+        return self._encoded([notice.entry for notice in one_page(notices)])
+
+    def _encoded(self, entries: list[Entry]) -> bytes:
+        said = self._words.encode(entries)
+        if entries:
+            self._moved_to(entries[-1].position, entries[-1].field)
+        return said
 
     def _deleted(self) -> bytes:
         self.finished = True
@@ -66,7 +69,7 @@ async def last_reset(services: Services, generation: str) -> str:
     while True:
         found = BEGINNING
         async for page in services.log.pages(generation):
-            found = next((entry.position for entry in reversed(page.entries) if entry.field == b"reset"), found)
+            found = next((place.decode() for place, stored in reversed(page.rows) if stored[0] == b"reset"), found)
         if page.held:
             return found
 

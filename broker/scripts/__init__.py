@@ -36,6 +36,7 @@ APPEND = load("append")
 #: The same, for a batch that ends in a terminal event: a full store can still end what it holds.
 APPEND_TERMINAL = load("append", flags="allow-oom")
 READ = load("read")
+SEAL = load("seal")
 CLAIM = load("claim")
 RENEW = load("renew")
 RELEASE = load("release")

@@ -3,11 +3,13 @@
 --
 -- KEYS  1 record  2 log    ARGV  1 cursor  2 most entries  3 most bytes of payload (one entry at least)
 -- With 0 entries only the verdict is given; the entries are read beside it, in the same transaction (broker.store).
+-- The first entry may be a joined one that the cursor is inside of (broker.joined): some of its events are behind it.
 -- Returns {unknown} {deleted, tenant} {expired, tenant} {lost, tenant}
 --         {held or rewound, tenant, state, attempt, last, cancel flag, lease live, grace ms or '', entries}
 --
 -- Buys: unknown, deleted, expired, lost and merely empty never look alike; a cursor is compared by its whole id, so a
--- position that another epoch wrote reads `rewound` (its entries are none). Runs on the primary only.
+-- position that another epoch wrote reads `rewound` (its entries are none). Entries are fetched in growing steps: large
+-- ones beyond the bound would only be dropped. Runs on the primary only.
 local ENDED = {completed = true, failed = true, cancelled = true}
 local function seq_of(id) return tonumber(string.match(id, '^%d+')) end
 
@@ -25,25 +27,41 @@ elseif seq_of(last) < seq_of(r[4] or '0-0') then
   return {'lost', r[1]}
 end
 
-local entries = {}
-local verdict = 'held'
-if ARGV[1] == '0-0' then
-  if ARGV[2] ~= '0' then entries = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', ARGV[2]) end
-elseif ARGV[1] ~= last then
-  entries = redis.call('XRANGE', KEYS[2], ARGV[1], '+', 'COUNT', string.format('%.0f', tonumber(ARGV[2]) + 1))
-  if entries[1] and entries[1][1] == ARGV[1] then
-    table.remove(entries, 1)
-  else
-    verdict, entries = 'rewound', {}
+-- Whether an entry, the first that does not sort before the cursor, is the cursor's or a joined one that holds it.
+local function holds(entry, cursor)
+  if entry[1] == cursor then return true end
+  local lengths = entry[2][4]
+  return lengths and string.match(entry[1], '%-.*') == string.match(cursor, '%-.*')
+    and seq_of(cursor) > seq_of(entry[1]) - #lengths
+end
+
+local entries, verdict, from, most = {}, 'held', ARGV[1], tonumber(ARGV[2])
+if from == '0-0' then
+  from = '-'
+elseif from == last then
+  most = 0
+else
+  local first = redis.call('XRANGE', KEYS[2], from, '+', 'COUNT', 1)[1]
+  if not first or not holds(first, from) then
+    verdict, most = 'rewound', 0
+  elseif first[1] == from then
+    from = '(' .. from
   end
 end
-local size, most = 0, tonumber(ARGV[3])
-for i, entry in ipairs(entries) do
-  size = size + #entry[2][2]
-  if size > most and i > 1 then
-    for k = #entries, i, -1 do entries[k] = nil end
-    break
+local size, step = 0, 8
+while #entries < most do
+  local asked = math.min(step, most - #entries)
+  local found = redis.call('XRANGE', KEYS[2], from, '+', 'COUNT', string.format('%.0f', asked))
+  for _, entry in ipairs(found) do
+    size = size + #entry[2][2]
+    if size > tonumber(ARGV[3]) and #entries > 0 then
+      most = 0
+      break
+    end
+    entries[#entries + 1] = entry
   end
+  if #found < asked then break end
+  from, step = '(' .. found[asked][1], 4 * step
 end
 local time = redis.call('TIME')
 local live = tonumber(r[6] or '0') > time[1] * 1000 + math.floor(time[2] / 1000)

@@ -158,6 +158,17 @@ def test_an_end_that_the_store_forgets_is_put_back(stack: Stack, server: Embedde
     assert stack.get(f"/v1/generations/{generation}").json()["text"] == sim_text(20, SEED)
 
 
+def test_a_sealed_log_that_the_store_forgets_is_put_back_and_sealed_again(stack: Stack, server: EmbeddedServer) -> None:
+    generation = stack.submit({"tokens": 200, "seed": SEED})
+    stack.wait_sealed(generation)
+    before = stack.log(generation)
+    command(server, "FLUSHALL")
+    eventually(lambda: stack.log(generation) == before, "the log is back")
+    stack.wait_sealed(generation)
+    assert stack.log(generation) == before
+    assert follow(stack.urls, generation)[0].text == sim_text(200, SEED)
+
+
 def test_a_deleted_generation_is_not_put_back(stack: Stack, server: EmbeddedServer) -> None:
     generation = stack.submit(JOB)
     stack.wait_entries(generation, 10)

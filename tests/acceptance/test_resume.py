@@ -54,9 +54,9 @@ def stack(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="module")
 def finished(stack: Stack) -> str:
-    """A generation of 2,000 deltas that has ended."""
+    """A generation of 2,000 deltas that has ended, and is sealed."""
     generation = stack.submit({"tokens": DELTAS, "seed": 3})
-    stack.wait_status(generation, "completed")
+    stack.wait_sealed(generation)
     return generation
 
 

@@ -98,8 +98,8 @@ MUTATIONS = (
         changes=[
             (
                 "broker/scripts/read.lua",
-                "    verdict, entries = 'rewound', {}\n",
-                "    entries = redis.call('XRANGE', KEYS[2], '(' .. ARGV[1], '+', 'COUNT', ARGV[2])\n",
+                "    verdict, most = 'rewound', 0\n",
+                "    from = '(' .. from\n",
             )
         ],
         profile="replica",

@@ -2,8 +2,9 @@
 
 A schedule is a list of single calls: workers claim, write, answer late, give up; replies and notifications get lost,
 packets arrive twice; leases lapse under living workers; the store fails over to an older state, or loses everything
-and is given it back; a client cancels or deletes; viewers read, each at its own pace, through two processes. After each
-call the promises are checked, see `World`. What is not played here: expiry, clusters, processes that stood still.
+and is given it back; logs are sealed; a client cancels or deletes; viewers read, each at its own pace, through two
+processes. After each call the promises are checked, see `World`. What is not played here: expiry, clusters, processes
+that stood still.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+import broker.log
 from broker.backoff import Backoff
 from broker.embedded import EmbeddedServer
 from broker.events import Entry
@@ -54,6 +56,7 @@ def stage(
 
     monkeypatch.setattr(Backoff, "next", lambda self: 0.0)  # the schedule says when a call is repeated,
     monkeypatch.setattr(Store, "seconds_since_loss", long_ago)  # and when a lease may be taken over
+    monkeypatch.setattr(broker.log, "SEAL_ENTRIES", 1)  # the logs of schedules are short
     stage = Stage(redis_server.url, prefix, may_change_history=isinstance(redis_server, EmbeddedServer))
     yield stage
     stage.close()
@@ -192,6 +195,12 @@ class WholeWorld(WorkersAndFailovers):
         worker = self.workers[who % len(self.workers)]
         self.call(worker.look_again())
         self.go_on(worker, calls)
+
+    @precondition(lambda self: self.workers)
+    @rule(who=some)
+    def a_worker_seals_its_log(self, who: int) -> None:
+        """One that has ended it, stored or not."""
+        self.call(self.workers[who % len(self.workers)].seal())
 
     @rule(really=hardly_ever, deleted=st.booleans())
     def all_is_lost(self, really: bool, deleted: bool) -> None:

@@ -266,6 +266,11 @@ class Worker:
             self.doing = Doing.WRITE
             await self._come_to_rest()
 
+    async def seal(self) -> None:
+        """After the end, or what this worker takes for it: store the log in fewer entries."""
+        if self._writer is not None and self._finished:
+            await self._world.seal(self._writer.entries)
+
     async def leave(self) -> None:
         """The process ends."""
         self.doing = Doing.NOTHING

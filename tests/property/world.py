@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from typing import Any, Final, TypeVar
 
 import redis
@@ -27,6 +27,7 @@ import redis
 from broker import notification
 from broker.events import DELTA_FIELDS, TERMINAL_FIELDS, CancelReason, Entry, Stored
 from broker.generation import Request
+from broker.joined import split
 from broker.lease import ClaimAnswer, Lease, Leases, RenewAnswer, Renewed
 from broker.log import AppendAnswer, Appended, Log
 from broker.position import BEGINNING, Position
@@ -212,6 +213,15 @@ class World:
         self.promise(rebuilt or self.now.entries == before.entries, "a rebuild that is refused changes nothing")
         return rebuilt
 
+    async def seal(self, entries: Sequence[Entry]) -> None:
+        """Somebody takes `entries` for the whole log and seals it. It may be another one meanwhile."""
+        before = self.now
+        sealed = await self.stage.log.seal(self.generation, entries)
+        self.stage.seen[f"seal: {sealed}"] += 1
+        self.look()
+        self.promise(self.now.entries == before.entries, "sealing changes neither an event nor a position")
+        self.promise(not sealed or self.now.entries == list(entries), "only the log that is meant is sealed")
+
     async def release(self, lease: Lease, *, failed_attempt: bool) -> None:
         await self.stage.leases.release(lease, failed_attempt=failed_attempt)
         self.look()
@@ -317,10 +327,10 @@ class World:
         for key in self.keys:
             pipeline.dump(key)
         pipeline.execute_command("SPUBLISH", self.channel, MARK)
-        record, entries, *dumps, _ = pipeline.execute()
+        record, rows, *dumps, _ = pipeline.execute()
         moment = Moment(
             record={name.decode(): value.decode() for name, value in record.items()},
-            entries=[Entry(place.decode(), *next(iter(fields.items()))) for place, fields in entries],
+            entries=split((place, list(chain(*fields.items()))) for place, fields in rows),
             dumps=dumps,
             cancel_promised=self._cancel_promised,
         )

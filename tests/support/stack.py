@@ -27,7 +27,7 @@ from uuid import uuid4
 import redis
 
 from broker.events import Event, decode
-from broker.events import Stored as StoredEvent
+from broker.joined import split
 from broker.keys import Keys
 from broker.lifeline import bound_to_us
 from tests.support.servers import wait_until
@@ -266,12 +266,12 @@ class Stack:
         return str(self.get(f"/v1/generations/{generation}").json()["status"])
 
     def log(self, generation: str) -> list[tuple[str, Event]]:
-        """The log as the store has it: position and event of each entry."""
+        """The log as the store has it, sealed or not: position and event of each entry."""
         key = Keys(self.prefix).log(generation)
         with redis.Redis.from_url(self.url, protocol=2, socket_timeout=10) as client:
             client.response_callbacks.clear()
-            entries: Any = client.execute_command("XRANGE", key, "-", "+")
-        return [(place.decode(), decode(StoredEvent(*fields))) for place, fields in entries]
+            rows: Any = client.execute_command("XRANGE", key, "-", "+")
+        return [(entry.position, decode(entry)) for entry in split(rows)]
 
     def holder(self, generation: str) -> Process:
         """The worker that claimed the generation last. Waits until one has."""
@@ -291,9 +291,21 @@ class Stack:
         wait_until(is_claimed, f"{generation} is claimed")
         return found[-1]
 
+    def entries(self, generation: str) -> int:
+        """How many entries the log is stored in."""
+        with redis.Redis.from_url(self.url, protocol=2, socket_timeout=10) as client:
+            found: int = client.xlen(Keys(self.prefix).log(generation))
+        return found
+
     def wait_entries(self, generation: str, count: int, *, seconds: float = 90.0) -> None:
         """Wait until the log has this many entries."""
         wait_until(lambda: len(self.log(generation)) >= count, f"{count} entries", seconds=seconds)
+
+    def wait_sealed(self, generation: str) -> None:
+        """Wait until the worker has sealed the log of an ended generation."""
+        wait_until(
+            lambda: 0 < self.entries(generation) < len(self.log(generation)), f"{generation} is sealed", seconds=90
+        )
 
     def wait_status(self, generation: str, *wanted: str, seconds: float = 90.0) -> str:
         """Wait until the status is one of these; the one it is."""
