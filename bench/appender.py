@@ -3,7 +3,8 @@
     python -m bench.appender legato|redis_asyncio --redis URL --generations 50 --tokens 2000 --batch 1
 
 `legato` is what a worker does: `worker.writer` over `broker.log`, each generation waiting until its batch is stored
-before it has the next. `redis_asyncio` is `await redis.xadd(…)` of each token, or a pipeline of `--batch`. Prints one
+before it has the next. `redis_asyncio` is `await redis.xadd(…)` of each token, or a pipeline of `--batch`. With
+`--words` the tokens are words of 5 bytes, as models send them; with `--seal` each log is ended and sealed. Prints one
 JSON object; its CPU is counted from the first token on.
 """
 
@@ -14,13 +15,14 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, Final
 
 import redis.asyncio as redis
 import uvloop
 
 from bench.legato import claimed, settings
-from broker.events import Delta
+from broker.events import Completed, Delta, FinishReason
 from broker.lease import Lease, Leases
 from broker.log import Log
 from broker.store import Store
@@ -30,8 +32,25 @@ from worker.writer import Writer
 #: A token as the other workloads have it: 26 bytes.
 TOKEN: Final = "~%07d:%016x;"
 
+#: Tokens as models send them: 5 bytes, on the average.
+WORDS: Final = (" the", " of", " token", " a", " stream", ",", " resumes", " where", " it", " was", " left", " so")
 
-async def legato(url: str, generations: int, tokens: int, batch: int) -> dict[str, float]:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is written."""
+
+    generations: int
+    tokens: int
+    batch: int
+    words: bool
+    seal: bool
+
+    def token(self, number: int) -> str:
+        return WORDS[number % len(WORDS)] if self.words else TOKEN % (number + 1, time.monotonic_ns())
+
+
+async def legato(url: str, plan: Plan) -> dict[str, float]:
     """Through the worker's own writer."""
     store = Store(url, settings(url))
     log, leases, pulse = Log(store), Leases(store), Pulse(tolerance=60)
@@ -39,41 +58,46 @@ async def legato(url: str, generations: int, tokens: int, batch: int) -> dict[st
     async def one(lease: Lease) -> None:
         writer = Writer(lease, [], log=log, leases=leases, pulse=pulse, heal_seconds=300, on_cancel=lambda: None)
         running = asyncio.create_task(writer.run())
-        for seq in range(0, tokens, batch):
-            for number in range(seq, seq + batch):
-                writer.add(Delta(text=TOKEN % (number + 1, time.monotonic_ns())))
+        for seq in range(0, plan.tokens, plan.batch):
+            for number in range(seq, seq + plan.batch):
+                writer.add(Delta(text=plan.token(number)))
             await writer.flushed()
+        if plan.seal:
+            writer.add(Completed(finish_reason=FinishReason.STOP, usage=None, characters=0))
+            await running
+            assert await writer.seal()
         running.cancel()
 
     try:
-        held = await claimed(store, generations)
-        return await _timed([lambda lease=lease: one(lease) for lease in held], generations * tokens)  # type: ignore[misc]
+        held = await claimed(store, plan.generations)
+        return await _timed([lambda lease=lease: one(lease) for lease in held], plan)  # type: ignore[misc]
     finally:
         await store.aclose()
 
 
-async def redis_asyncio(url: str, generations: int, tokens: int, batch: int) -> dict[str, float]:
+async def redis_asyncio(url: str, plan: Plan) -> dict[str, float]:
     """Through redis-py."""
-    client = redis.from_url(url, max_connections=generations)
+    client = redis.from_url(url, max_connections=plan.generations)
 
     async def one(name: str) -> None:
-        for seq in range(0, tokens, batch):
-            if batch == 1:
-                await client.xadd(name, {"d": TOKEN % (seq + 1, time.monotonic_ns())})
+        for seq in range(0, plan.tokens, plan.batch):
+            if plan.batch == 1:
+                await client.xadd(name, {"d": plan.token(seq)})
                 continue
             async with client.pipeline(transaction=False) as pipeline:
-                for number in range(seq, seq + batch):
-                    pipeline.xadd(name, {"d": TOKEN % (number + 1, time.monotonic_ns())})
+                for number in range(seq, seq + plan.batch):
+                    pipeline.xadd(name, {"d": plan.token(number)})
                 await pipeline.execute()
 
     try:
         await client.ping()
-        return await _timed([lambda n=n: one(f"appender{n}") for n in range(generations)], generations * tokens)  # type: ignore[misc]
+        return await _timed([lambda n=n: one(f"appender{n}") for n in range(plan.generations)], plan)  # type: ignore[misc]
     finally:
         await client.aclose()
 
 
-async def _timed(ones: list[Callable[[], Coroutine[Any, Any, None]]], tokens: int) -> dict[str, float]:
+async def _timed(ones: list[Callable[[], Coroutine[Any, Any, None]]], plan: Plan) -> dict[str, float]:
+    tokens = plan.generations * plan.tokens
     cpu, began = time.process_time(), time.monotonic()
     await asyncio.gather(*(one() for one in ones))
     spent, seconds = time.process_time() - cpu, time.monotonic() - began
@@ -90,9 +114,11 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=50)
     parser.add_argument("--tokens", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=1)
-    options = parser.parse_args()
-    run = KINDS[options.kind]
-    print(json.dumps(uvloop.run(run(options.redis, options.generations, options.tokens, options.batch))))
+    parser.add_argument("--words", action="store_true")
+    parser.add_argument("--seal", action="store_true")
+    options = vars(parser.parse_args())
+    run, url = KINDS[options.pop("kind")], options.pop("redis")
+    print(json.dumps(uvloop.run(run(url, Plan(**options)))))
 
 
 if __name__ == "__main__":

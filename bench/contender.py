@@ -144,6 +144,9 @@ class Contender:
     def finish(self, running: Running, streams: Streams, tokens: int) -> None:
         """End streams that hold `tokens` each, where it knows an end."""
 
+    def seal(self, running: Running, streams: Streams) -> None:
+        """Have ended streams stored as they are when nobody is at work on them any more. Most know no other form."""
+
     def cancel(self, running: Running, stream: str) -> bool:
         """Cancel a stream by its name; False where there is no such thing."""
         return False

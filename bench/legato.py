@@ -48,7 +48,7 @@ class Legato(Contender):
     name = "legato"
     summary = "one `legato api`, uvicorn with uvloop, settings as they are by default"
     includes = "reading Redis, one subscription for all streams, the frames; the append is Redis' part"
-    workloads = frozenset({"W1", "W1C", "W1S", "W2", "W3", "W4", "W5", "W6", "W7", "W7J", "W8", "W9"})
+    workloads = frozenset({"W1", "W1C", "W1S", "W2", "W3", "W3S", "W4", "W5", "W5M", "W6", "W7", "W7J", "W8", "W9"})
 
     def version(self) -> str:
         return version("legato")
@@ -77,6 +77,11 @@ class Legato(Contender):
     def finish(self, running: Running, streams: Streams, tokens: int) -> None:
         assert running.store is not None
         asyncio.run(_end(running.store.url, streams.names, tokens))
+
+    def seal(self, running: Running, streams: Streams) -> None:
+        """The keeper of a worker does it, a second after the end."""
+        assert running.store is not None
+        asyncio.run(_seal(running.store.url, streams.names))
 
     def cancel(self, running: Running, stream: str) -> bool:
         url = f"http://{running.address}/v1/generations/{stream.split(maxsplit=1)[0]}/cancel"
@@ -174,5 +179,17 @@ async def _end(url: str, names: Sequence[str], tokens: int) -> None:
             entry = Entry(f"{tokens + 1}-{epoch}", *end)
             answer = await log.append(generation, int(epoch), owner, f"{tokens}-{epoch}", [entry])
             assert isinstance(answer, Appended), answer
+    finally:
+        await store.aclose()
+
+
+async def _seal(url: str, names: Sequence[str]) -> None:
+    store = Store(url, settings(url))
+    log = Log(store)
+    try:
+        for name in names:
+            generation = name.split()[0]
+            sealed = await log.seal(generation, await log.read_all(generation))
+            assert sealed, f"{generation} could not be sealed"
     finally:
         await store.aclose()

@@ -14,9 +14,9 @@ from bench.row import MOST_SPREAD, Summary
 #: Figure, what stands above its column, decimals.
 COLUMNS: Final = (
     ("events_per_second", "events/s", 0),
-    ("server_us", "server µs/event", 1),
-    ("store_us", "Redis µs/event", 1),
-    ("total_us", "total µs/event", 1),
+    ("server_us", "server µs/event", 2),
+    ("store_us", "Redis µs/event", 2),
+    ("total_us", "total µs/event", 2),
     ("core_share", "of the core", 2),
     ("p50_ms", "p50 ms", 2),
     ("p99_ms", "p99 ms", 2),

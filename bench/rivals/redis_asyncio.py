@@ -13,7 +13,7 @@ class RedisAsyncio(Contender):
     name = "redis_asyncio"
     summary = "redis-py's asyncio client with hiredis, one XADD a token (batch 10: one pipeline of ten)"
     includes = "no fence, no duplicate check, no notification"
-    workloads = frozenset({"W5"})
+    workloads = frozenset({"W5", "W5M"})
 
     def version(self) -> str:
         return f"redis {version('redis')}"

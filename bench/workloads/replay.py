@@ -1,7 +1,12 @@
-"""W3: reading what was written before: who comes back late, or opens yesterday's chat. Eight viewers at a time."""
+"""W3: reading what was written before: who comes back late, or opens yesterday's chat. Eight viewers at a time.
+
+`W3` reads streams as they were written, so also what a viewer of a running one is replayed; `W3S` as they are stored
+once nobody writes them any more. Rivals know one form only, and are measured with that in both.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from bench.contender import Contender, place_of
@@ -18,7 +23,7 @@ QUICK_TOKENS_READ: Final = 40_000
 LONGEST_SECONDS: Final = 900.0
 
 
-def _run(contender: Contender, point: Point, means: Means) -> Outcome:
+def _run(contender: Contender, point: Point, means: Means, *, sealed: bool) -> Outcome:
     tokens = point.x
     total = max(AT_ONCE, (QUICK_TOKENS_READ if means.quick else TOKENS_READ) // tokens)
     with place_of(means.programs, rate=0, redis_port=means.redis_port) as place, contender.start(place) as running:
@@ -30,6 +35,8 @@ def _run(contender: Contender, point: Point, means: Means) -> Outcome:
             if written.stored != tokens * AT_ONCE or written.errors:
                 return Outcome(figures=Figures(), errors=1, note=f"only {written.stored} tokens could be written")
             contender.finish(running, streams, tokens)
+            if sealed:
+                contender.seal(running, streams)
             paths = streams.paths
         options = ["--mode", "replay", "--address", running.address, "--viewers", str(AT_ONCE), "--total", str(total)]
         options += ["--expect", str(tokens), "--seconds", str(LONGEST_SECONDS), "--pids", running.pids()]
@@ -66,5 +73,14 @@ WORKLOAD: Final = Workload(
     headline="total_us",
     points=tuple(Point(label=f"{tokens:,} tokens", x=tokens) for tokens in (200, 2_000, 50_000)),
     quick_points=(Point(label="500 tokens", x=500),),
-    run=_run,
+    run=partial(_run, sealed=False),
+)
+
+SEALED: Final = Workload(
+    name="W3S",
+    title="replay of ended streams as they are stored in the end, eight at a time",
+    headline="total_us",
+    points=tuple(Point(label=f"{tokens:,} tokens", x=tokens) for tokens in (200, 2_000, 20_000)),
+    quick_points=(Point(label="500 tokens", x=500),),
+    run=partial(_run, sealed=True),
 )
