@@ -37,16 +37,6 @@ def build(services: Services) -> ASGIApp:
     )
     shapes = {openai_errors.PREFIX: openai_errors.shape, ai_sdk.PREFIX: ai_sdk.shape}
     problem.install(app, shapes)
-    app.include_router(submit.router(services))
-    app.include_router(generations.router(services))
-    app.include_router(tool_results.router(services))
-    app.include_router(responses_routes.router(services))
-    app.include_router(responses_items.router(services))
-    app.include_router(chat_routes.router(services))
-    app.include_router(openai_models.router(services))
-    app.include_router(webhooks.router(services))
-    app.include_router(health.router(services))
-    app.include_router(metrics.router(services))
     events = Route(
         "/v1/generations/{generation}/events", EventsRoute(services), methods=["GET", "HEAD"], include_in_schema=False
     )
@@ -57,7 +47,18 @@ def build(services: Services) -> ASGIApp:
         include_in_schema=False,
     )
     many = Route("/v1/events", multiplex.MultiplexRoute(services), methods=["GET", "HEAD"], include_in_schema=False)
+    # First: routes are tried in turn, and to get past the others costs as much as a short replay.
     app.router.routes += [events, thread_events, many]
+    app.include_router(submit.router(services))
+    app.include_router(generations.router(services))
+    app.include_router(tool_results.router(services))
+    app.include_router(responses_routes.router(services))
+    app.include_router(responses_items.router(services))
+    app.include_router(chat_routes.router(services))
+    app.include_router(openai_models.router(services))
+    app.include_router(webhooks.router(services))
+    app.include_router(health.router(services))
+    app.include_router(metrics.router(services))
     sockets = websocket.WebSocketRoute(services)
     where = "/v1/generations/{generation}/ws"
     app.router.routes += [
