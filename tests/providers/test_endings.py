@@ -188,6 +188,22 @@ async def test_nothing_listening_is_an_upstream_error(wire: Wire) -> None:
     assert events == []
     assert error is not None
     assert (error.failure, error.retryable) == (FailureCode.UPSTREAM_ERROR, True)
+    assert error.message.startswith(f"{provider.name} cannot be reached")
+
+
+async def test_a_connection_that_is_closed_before_the_head_broke_and_did_not_time_out(wire: Wire) -> None:
+    async def rude(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.abort()
+
+    server = WireProvider()
+    server._accept = rude  # type: ignore[assignment, method-assign]
+    async with server, wire.connect(server) as provider:
+        events, error = await collect(provider.stream(Call(request())))
+    assert events == []
+    assert error is not None
+    assert (error.failure, error.retryable) == (FailureCode.UPSTREAM_ERROR, True)
+    assert error.message.startswith(f"{provider.name} broke the connection")
 
 
 async def test_an_error_carries_neither_credentials_nor_a_chain_that_could(server: WireProvider, wire: Wire) -> None:
