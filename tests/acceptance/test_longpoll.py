@@ -60,19 +60,23 @@ def test_a_running_text_is_whole_over_many_answers_of_both_replicas(stack: Stack
 
 
 def test_it_waits_for_what_is_to_come_and_not_longer(stack: Stack) -> None:
-    generation = stack.submit({"tokens": 3, "seed": 9, "tokens_per_second": 50})
+    generation = stack.submit({"tokens": 100_000, "seed": 9, "tokens_per_second": 20})
     stack.wait_entries(generation, 1)
     worker = stack.workers[0]
     worker.pause()
-    head = stack.log(generation)[-1][0]
-    for query in ("wait=0", "wait=0.2"):
-        said = ask(stack, generation, head, query=query).json()
-        assert (said["events"], said["position"], said["status"]) == ([], head, "running")
-    waking = threading.Timer(0.5, worker.resume)
-    waking.start()
-    said = ask(stack, generation, head, query="wait=55").json()
-    assert said["events"]
-    waking.join()
+    try:
+        head = stack.log(generation)[-1][0]
+        for query in ("wait=0", "wait=0.2"):
+            said = ask(stack, generation, head, query=query).json()
+            assert (said["events"], said["position"], said["status"]) == ([], head, "running")
+        waking = threading.Timer(0.5, worker.resume)
+        waking.start()
+        said = ask(stack, generation, head, query="wait=55").json()
+        assert said["events"]
+        waking.join()
+    finally:
+        worker.resume()
+    stack.post(f"/v1/generations/{generation}/cancel")
 
 
 def test_whoever_asks_is_a_viewer_even_if_the_answer_is_there_at_once(stack: Stack) -> None:

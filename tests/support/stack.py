@@ -82,9 +82,10 @@ class Process:
         self._popen.wait(STOP_SECONDS)
 
     def pause(self) -> None:
-        """SIGSTOP."""
+        """SIGSTOP; returns when it stands still."""
         self._signal(signal.SIGSTOP)
         self._paused = True
+        wait_until(lambda: not self.alive or self._stands_still(), f"{self.name} stands still")
 
     def resume(self) -> None:
         """SIGCONT."""
@@ -120,6 +121,14 @@ class Process:
     def open_files(self) -> int:
         """How many descriptors it has."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def _stands_still(self) -> bool:
+        """Every thread of it; where there is no /proc, that is taken for granted."""
+        try:
+            threads = [path.read_text() for path in Path(f"/proc/{self.pid}/task").glob("*/stat")]
+        except FileNotFoundError:  # a thread that ended meanwhile
+            return False
+        return all(state.rpartition(")")[2].split()[0] in "TtZX" for state in threads)
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
