@@ -14,8 +14,10 @@ from uuid import uuid4
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import Scheduling
 
 from broker.embedded import EmbeddedServer
+from tests.support import schedule
 from tests.support.servers import Cluster, ExternalServer
 
 #: Names a server to test against, in place of the embedded one.
@@ -55,3 +57,24 @@ def cluster() -> Iterator[Cluster]:
 def prefix() -> str:
     """A key prefix no other test uses; nothing is cleaned up behind it."""
     return f"t{uuid4().hex[:8]}"
+
+
+def pytest_xdist_auto_num_workers() -> int | None:
+    """What `-n auto` is; PYTEST_XDIST_AUTO_NUM_WORKERS says otherwise."""
+    if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
+        return None
+    return schedule.workers(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Scheduling | None:
+    """Ours, where a schedule by scope is asked for, as pyproject.toml does."""
+    if config.getoption("dist") != "loadscope":
+        return None
+    config.option.loadscopereorder = False  # by the number of tests; `schedule.sort` knows better
+    return schedule.LongFirst(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In the processes of a parallel run, which all come to the same order."""
+    if hasattr(config, "workerinput"):
+        schedule.sort(items)

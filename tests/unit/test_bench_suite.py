@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.guard import judged
+from bench.guard import THRESHOLDS, busy, judged, ratio
 from bench.machine import LOAD_CORE, SERVER_CORE, children, on_core, verdict
 from bench.plot import HEIGHT, WIDTH, Line, Plot, plots, svg, tick_label
 from bench.provider import answer_of, chunk
@@ -204,17 +204,46 @@ def test_the_scripted_provider_is_told_its_answer_by_the_model() -> None:
     }
 
 
-def test_the_guard_passes_what_holds_and_names_what_does_not() -> None:
-    def costing(contender: str, server: float) -> Summary:
-        return summary(contender, figures=Figures(server_us=server, total_us=server))
+def windows(**server_us: list[float | None]) -> dict[str, list[Outcome]]:
+    """What the guard has measured of each contender, round by round; all of it server CPU."""
+    return {
+        name: [Outcome(figures=Figures(server_us=cost, total_us=cost), busy=QUIET) for cost in costs]
+        for name, costs in server_us.items()
+    }
 
-    floor, naive = costing("c_floor", 8.0), costing("naive_streaming", 100.0)
-    assert judged(costing("legato", 40.0), floor, naive) == []
-    dear = judged(costing("legato", 90.0), floor, naive)
+
+def test_the_guard_passes_what_holds_and_names_what_does_not() -> None:
+    floor, naive = [8.0, 8.0, 8.0], [100.0, 100.0, 100.0]
+    assert judged(windows(legato=[40.0] * 3, c_floor=floor, naive_streaming=naive)) == []
+    dear = judged(windows(legato=[90.0] * 3, c_floor=floor, naive_streaming=naive))
     assert len(dear) == 2
     assert any("floor" in problem for problem in dear)
-    assert judged(costing("legato", 40.0), replace(floor, invalid=1), naive) == ["c_floor lost, repeated or failed"]
-    assert judged(summary(figures=Figures()), floor, naive), "what was not measured does not hold"
+    unknown = judged(windows(legato=[40.0, 40.0, None], c_floor=floor, naive_streaming=naive))
+    assert len(unknown) == 3, "what was not measured does not hold"
+
+
+def test_the_guard_compares_windows_of_one_round_and_is_not_moved_by_one_of_them() -> None:
+    """A machine that is slow for a round is slow for all of it."""
+    seen = windows(legato=[40.0, 400.0, 900.0], c_floor=[8.0, 80.0, 8.0], naive_streaming=[100.0, 1000.0, 100.0])
+    assert judged(seen) == []
+    assert ratio(seen, THRESHOLDS[0]) == 5.0
+
+
+def test_the_guard_names_a_loss_whatever_it_cost() -> None:
+    seen = windows(legato=[40.0] * 3, c_floor=[8.0] * 3, naive_streaming=[100.0] * 3)
+    seen["legato"][1] = replace(seen["legato"][1], missing=2)
+    (problem,) = judged(seen)
+    assert problem.startswith("legato: in 1 of 3 windows")
+    assert "2 missing" in problem
+
+
+def test_the_guard_does_not_judge_on_a_machine_that_is_busy_most_of_the_time() -> None:
+    seen = windows(legato=[40.0] * 3)
+    assert busy(seen) is None
+    seen["legato"][0] = replace(seen["legato"][0], busy=Busy(steal=0.0, others=0.9))
+    assert busy(seen) is None
+    seen["legato"][1] = replace(seen["legato"][1], busy=Busy(steal=0.0, others=0.5))
+    assert "50%" in (busy(seen) or "")
 
 
 def test_every_contender_takes_part_in_workloads_that_there_are_and_says_what_it_includes() -> None:
