@@ -19,7 +19,7 @@ from api.problem import FieldError, Problem
 from api.services import Services
 from api.viewer import Start, status_of
 from broker.errors import DataLost, GenerationUnknown
-from broker.joined import up_to
+from broker.joined import events_of, up_to
 from broker.log import Page
 
 #: Seconds that an answer may wait, and entries it looks at, where the query does not say; and the most of each.
@@ -79,6 +79,11 @@ async def _answer(services: Services, begin: Start, *, wait: float, limit: int, 
         cursor = fold.position
         page = await services.log.read(begin.generation, cursor, limit)
     rows = up_to(page.rows, limit)
+    left = limit - sum(map(events_of, rows))
+    if left and rows and not page.is_complete(cursor):  # the first page is a small one
+        more = await services.log.read(begin.generation, page.end(cursor), left, small=page.is_small)
+        if more.held:
+            page, rows = more, rows + up_to(more.rows, left)
     events += [_event(place + position, name, data) for position, name, data in merged(rows)]
     return _response(verdict, events, place + (rows[-1][0].decode() if rows else cursor), status_of(page))
 

@@ -30,8 +30,9 @@ from broker.wire import Arg, Reply, StoreReplyError
 MAX_APPEND_EVENTS: Final = 500
 MAX_APPEND_BYTES: Final = 256 * 1024
 
-#: Entries a page: the first one small, so that the first frame leaves soon; later ones large.
-FIRST_PAGE: Final = 100
+#: Entries a page: the first one small, so that the first frame leaves soon, and because nothing is known of its entries
+#: yet: bounding it in bytes costs Redis five times as much an entry. Later ones large.
+FIRST_PAGE: Final = 32
 NEXT_PAGE: Final = 2000
 
 #: A delta has a few bytes. Pages of such are bounded by the number of entries.

@@ -48,17 +48,18 @@ else
     from = '(' .. from
   end
 end
-local size, step = 0, 8
-while #entries < most do
-  local asked = math.min(step, most - #entries)
+local n, size, bound, step = 0, 0, tonumber(ARGV[3]), 8
+while n < most do
+  local asked = math.min(step, most - n)
   local found = redis.call('XRANGE', KEYS[2], from, '+', 'COUNT', string.format('%.0f', asked))
-  for _, entry in ipairs(found) do
-    size = size + #entry[2][2]
-    if size > tonumber(ARGV[3]) and #entries > 0 then
+  for i = 1, #found do
+    size = size + #found[i][2][2]
+    if size > bound and n > 0 then
       most = 0
       break
     end
-    entries[#entries + 1] = entry
+    n = n + 1
+    entries[n] = found[i]
   end
   if #found < asked then break end
   from, step = '(' .. found[asked][1], 4 * step

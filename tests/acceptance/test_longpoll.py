@@ -42,6 +42,21 @@ def text_of(events: list[dict[str, Any]]) -> str:
     return "".join(event["data"]["text"] for event in events if event["event"] in ("delta", "snapshot"))
 
 
+def test_an_answer_holds_as_many_events_as_were_asked_for(stack: Stack) -> None:
+    """If there are so many: whatever the pages are in which the log is read, and in which form it is stored."""
+    generation = stack.submit({"tokens": 300, "seed": 4})
+    stack.wait_status(generation, "completed")
+    for _ in range(2):
+        seqs, more = [0], True
+        while more:
+            said = ask(stack, generation, f"{seqs[-1]}-1" if seqs[-1] else None, query="limit=120").json()
+            seqs.append(int(said["position"].partition("-")[0]))
+            more = bool(said["events"])
+        whole = len(stack.log(generation))
+        assert seqs == [0, 120, 240, whole, whole]
+        stack.wait_sealed(generation)
+
+
 def test_a_running_text_is_whole_over_many_answers_of_both_replicas(stack: Stack) -> None:
     generation = stack.submit({"tokens": 150, "seed": 9, "tokens_per_second": 100})
     cursor, text, answers = None, "", 0
