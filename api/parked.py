@@ -7,16 +7,13 @@ leaving) makes it a pulling viewer again, which decides (`api.viewer`), and park
 from __future__ import annotations
 
 import asyncio
-from typing import Final
 
 from api.frames import as_chunk
 from api.held import Held, Hold
 from api.services import Services
 from api.viewer import Viewer
-from broker.window import Notice
-
-#: More entries at once are joined, which is for the pulling viewer to do.
-_MOST_AT_ONCE: Final = 16
+from broker.events import TERMINAL_FIELDS, Entry
+from broker.window import Encoder
 
 
 class Parked:
@@ -25,7 +22,6 @@ class Parked:
 
     __slots__ = (
         "_cursor",
-        "_encoder",
         "_finished",
         "_held",
         "_pulling",
@@ -33,12 +29,15 @@ class Parked:
         "_services",
         "_spoke",
         "_viewer",
+        "encoder",
     )
+
+    encoder: Encoder
 
     def __init__(self, services: Services, viewer: Viewer, hold: Hold) -> None:
         self._services = services
         self._viewer = viewer
-        self._encoder = viewer.framing.chunk
+        self.encoder = viewer.framing.chunk
         self._pulling: asyncio.Task[None] | None = None
         self._held: Held = hold(self)
         services.viewers += 1
@@ -54,22 +53,17 @@ class Parked:
         viewer.topic.attach(self)
         self._services.heartbeat.add(self)
 
-    def offer(self, prev: str, notices: list[Notice]) -> bool:
+    def offer(self, prev: str, entries: list[Entry], encoded: bytes) -> bool:
         """See `broker.tail.Sink`."""
         held = self._held
-        if prev != self._cursor or not held.takes_more or len(notices) > _MOST_AT_ONCE:
+        if prev != self._cursor or not held.takes_more:
             return False
-        if len(notices) == 1:
-            held.write(notices[0].encoded(self._encoder))
-        else:
-            held.write(b"".join([notice.encoded(self._encoder) for notice in notices]))
+        held.write(encoded)
         self._spoke = True
-        entry = notices[-1].entry
-        self._cursor = entry.position
-        if entry.is_terminal:
-            self._finished = True
-            return False
-        return True
+        last = entries[-1]
+        self._cursor = last.position
+        self._finished = last.field in TERMINAL_FIELDS
+        return not self._finished
 
     def disturbed(self) -> None:
         """See `broker.tail.Sink`."""

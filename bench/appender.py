@@ -22,7 +22,7 @@ import redis.asyncio as redis
 import uvloop
 
 from bench.legato import claimed, settings
-from broker.events import Completed, Delta, FinishReason
+from broker.events import Completed, FinishReason
 from broker.lease import Lease, Leases
 from broker.log import Log
 from broker.store import Store
@@ -46,21 +46,25 @@ class Plan:
     words: bool
     seal: bool
 
-    def token(self, number: int) -> str:
-        return WORDS[number % len(WORDS)] if self.words else TOKEN % (number + 1, time.monotonic_ns())
+    def texts(self) -> list[str]:
+        """The tokens, made before the clock runs."""
+        if self.words:
+            return [WORDS[number % len(WORDS)] for number in range(self.tokens)]
+        return [TOKEN % (number + 1, time.monotonic_ns()) for number in range(self.tokens)]
 
 
 async def legato(url: str, plan: Plan) -> dict[str, float]:
     """Through the worker's own writer."""
     store = Store(url, settings(url))
     log, leases, pulse = Log(store), Leases(store), Pulse(tolerance=60)
+    texts = plan.texts()
 
     async def one(lease: Lease) -> None:
         writer = Writer(lease, [], log=log, leases=leases, pulse=pulse, heal_seconds=300, on_cancel=lambda: None)
         running = asyncio.create_task(writer.run())
         for seq in range(0, plan.tokens, plan.batch):
-            for number in range(seq, seq + plan.batch):
-                writer.add(Delta(text=plan.token(number)))
+            for text in texts[seq : seq + plan.batch]:
+                writer.add_text(text)
             await writer.flushed()
         if plan.seal:
             writer.add(Completed(finish_reason=FinishReason.STOP, usage=None, characters=0))
@@ -78,15 +82,16 @@ async def legato(url: str, plan: Plan) -> dict[str, float]:
 async def redis_asyncio(url: str, plan: Plan) -> dict[str, float]:
     """Through redis-py."""
     client = redis.from_url(url, max_connections=plan.generations)
+    texts = plan.texts()
 
     async def one(name: str) -> None:
         for seq in range(0, plan.tokens, plan.batch):
             if plan.batch == 1:
-                await client.xadd(name, {"d": plan.token(seq)})
+                await client.xadd(name, {"d": texts[seq]})
                 continue
             async with client.pipeline(transaction=False) as pipeline:
-                for number in range(seq, seq + plan.batch):
-                    pipeline.xadd(name, {"d": plan.token(number)})
+                for text in texts[seq : seq + plan.batch]:
+                    pipeline.xadd(name, {"d": text})
                 await pipeline.execute()
 
     try:

@@ -1,8 +1,8 @@
 """Legato as a contender: one `legato api` on the server's core, and generations that the writer may write.
 
 Generations are submitted and claimed through `broker.records` and `broker.lease`, as an API and a worker do it, so that
-ids, epochs and owners are what the scripts check. Then the native writer takes the worker's place: it sends the append
-script with the arguments of `broker.log`, at most one append a generation in flight, as `worker.writer` does.
+ids, epochs and owners are what the scripts check. Then the native writer takes the worker's place: it sends the scripts
+with the arguments of `broker.lane` and `broker.log`, at most one append a generation in flight, as `worker.writer`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from broker.lease import Lease, Leases, new_owner
 from broker.log import Appended, Log
 from broker.queue import Queue
 from broker.records import Records
-from broker.scripts import APPEND
+from broker.scripts import APPEND, EXTEND
 from broker.settings import Settings
 from broker.store import Store
 
@@ -69,7 +69,7 @@ class Legato(Contender):
                 address=running.store.address,
                 targets=tuple(keys),
                 connections=connections(streams),
-                options=("--sha", APPEND.sha.decode()),
+                options=("--sha", APPEND.sha.decode(), "--extend", EXTEND.sha.decode()),
             ),
             names=tuple(f"{lease.generation} {lease.epoch} {lease.owner}" for lease in leases),
         )
@@ -152,8 +152,9 @@ async def _claimed(url: str, count: int) -> list[Lease]:
     store = Store(url, settings(url))
     try:
         found = await claimed(store, count)
-        # The writer sends the script by its hash only: an append that asks loads it.
+        # The writer sends the scripts by their hashes only: an append that asks loads the one, a lane the other.
         first = found[0]
+        await Log(store).lane(first.generation, first.epoch, first.owner, lambda _: None)
         answer = await Log(store).append(first.generation, first.epoch, first.owner, "0-0", [])
         assert isinstance(answer, Appended), answer
         return found

@@ -14,7 +14,7 @@ One generation, tag `{gen_…}` (broker.records, broker.lease, broker.log):
     p:{gen}:viewers  zset    processes that have viewers, score = last seen; only where the request says that nobody
                              reading cancels; written by broker.presence, read by the renew script
     p:{gen}:live     channel sharded pub/sub; msgpack [prev, id, field, payload, id, field, payload …], or [deleted];
-                             of one event also as text, "prev id field payload"; written by the append, cancel,
+                             of one delta mostly as text, "prev id field payload"; written by the append, cancel,
                              rebuild and delete scripts, read by broker.tail
 
 Fields of a record, by who writes them (times in ms of the server's clock):
@@ -34,7 +34,7 @@ Fields of a record, by who writes them (times in ms of the server's clock):
     hook             hook:<endpoint> ("<tries> <outcome>", see broker.webhooks)
     delete           leaves tenant priority epoch state=deleted: the tombstone
 `head` is where the log was last seen to end, by a claim, a renewal or an append that went the long way. `pass` is there
-while ordinary appends need no closer look (append.lua); claim, cancel, pause, release and renew take it away.
+while the next delta needs no closer look (extend.lua); claim, cancel, pause, release and renew take it away.
 
 One provider, tag `{p:NAME}` (broker.throttle); all of them expire some minutes after its last call:
     p:{p:NAME}:throttle

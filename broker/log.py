@@ -1,8 +1,9 @@
 """The log of a generation: append events, read them back, seal it once it has ended.
 
 The rules live in `scripts/append.lua`, `scripts/read.lua` and `scripts/seal.lua`, each one atomic step in the slot of
-the generation. Two other scripts write entries: `cancel.lua` an end for which nobody holds a lease, `rebuild.lua` what
-the store has lost. This module gives them types: what the store answers is a value, never a string to compare.
+the generation, and, for what is appended most, in `scripts/extend.lua` (`broker.lane`). Two other scripts write
+entries: `cancel.lua` an end for which nobody holds a lease, `rebuild.lua` what the store has lost. This module gives
+them types: what the store answers is a value, never a string to compare.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from broker.errors import DataLost, GenerationDeleted, GenerationExpired, Genera
 from broker.events import Entry
 from broker.generation import State
 from broker.joined import Row, behind, join, split
+from broker.lane import Lane
 from broker.position import BEGINNING, Position
-from broker.scripts import APPEND, APPEND_TERMINAL, READ, SEAL
+from broker.scripts import APPEND, APPEND_TERMINAL, EXTEND, READ, SEAL
 from broker.snapshot import Fold
 from broker.store import Store
-from broker.wire import Arg, Reply, StoreReplyError
+from broker.wire import Answered, Arg, Reply, StoreReplyError
 
 #: One append carries at most this much: a larger one would keep the server from everybody else.
 MAX_APPEND_EVENTS: Final = 500
@@ -196,8 +198,6 @@ class Log:
             args += entry
         reply = await self._store.pipe(script, keys, args)
         match reply:
-            case int():
-                return Appended(entries[-1].position, reply, "")
             case [b"appended", head, stored, cancel]:
                 return Appended(head.decode(), int(stored), cancel.decode())
             case [b"gone"]:
@@ -214,6 +214,14 @@ class Log:
                 return Diverged(last.decode())
             case _:
                 raise StoreReplyError(f"append answered {reply[:1]!r}")
+
+    async def lane(self, generation: str, epoch: int, owner: str, answered: Answered) -> Lane | None:
+        """The way by which the holder of a lease appends further deltas behind its own last entry, which is stored;
+        `answered` gets the answers. None where there is none: everything goes through `append` then. Raises
+        `StoreUnavailable`."""
+        keys, channel = self._names(generation)
+        wire = await self._store.wire_for(EXTEND, keys[0])
+        return Lane(wire, keys[:2], channel, epoch=epoch, owner=owner, answered=answered)
 
     async def read(
         self, generation: str, cursor: str, count: int, *, tenant: str | None = None, small: bool = False

@@ -17,6 +17,7 @@ from weakref import WeakSet
 from broker.connect import FAILURES, connect, translate
 from broker.errors import StoreError, StoreUnavailable, StoreUnusable
 from broker.keys import Keys
+from broker.pace import Pace
 from broker.position import BEGINNING
 from broker.scripts import MARKER, Script
 from broker.settings import Settings
@@ -115,6 +116,14 @@ class Store:
                 return answer, answered
             case _:
                 return None
+
+    async def wire_for(self, script: Script, key: str) -> Wire:
+        """The pipelined connection to the server of a key, which knows the script: for who sends on it by itself."""
+        wire = await self._wire(await self._topology.locate(key))
+        if script.sha not in wire.loaded:
+            await wire.call("SCRIPT", "LOAD", script.source)
+            wire.loaded.add(script.sha)
+        return wire
 
     async def pop(self, key: str, seconds: float) -> bool:
         """Wait up to `seconds` for an element of a list and take it; False when none came."""
@@ -268,6 +277,7 @@ class Store:
         timeout: float | None = None,
         on_push: Callable[[list[Reply]], None] | None = None,
         on_close: Callable[[Wire], None] | None = None,
+        pace: Pace | None = None,
     ) -> Wire:
         """A new pipelined connection; closed with the store, if not before."""
         wire = await Wire.open(
@@ -276,6 +286,7 @@ class Store:
             timeout=timeout or self._timeout,
             on_push=on_push,
             on_close=on_close,
+            pace=pace,
         )
         self._opened.add(wire)
         return wire

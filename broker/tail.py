@@ -19,19 +19,28 @@ from broker import notification
 from broker.backoff import Backoff
 from broker.errors import StoreError
 from broker.events import Entry
+from broker.pace import Pace
 from broker.store import Store
-from broker.window import Notice, Window
+from broker.window import Encoder, Window
 from broker.wire import Address, Reply, Wire
 
 #: How often the last entry of a quiet log is compared with its window.
 _CHECK_SECONDS: Final = 1.0
 
 
+#: More entries at once are joined, which is for a viewer that looks for itself.
+_MOST_AT_ONCE: Final = 16
+
+
 class Sink(Protocol):
     """A viewer that has read everything, and takes what comes by a plain call: no task wakes for it."""
 
-    def offer(self, prev: str, notices: list[Notice]) -> bool:
-        """Take what follows `prev`; False where it cannot, or needs no more: then it is detached."""
+    #: Writes an entry as this viewer wants it: for all that want it so, once.
+    encoder: Encoder
+
+    def offer(self, prev: str, entries: list[Entry], encoded: bytes) -> bool:
+        """Take what follows `prev`, as its encoder has written it; False where it cannot, or needs no more: then it is
+        detached."""
         ...
 
     def disturbed(self) -> None:
@@ -92,15 +101,27 @@ class Topic:
     def notify(self, prev: str, entries: list[Entry]) -> None:
         """Take in what was appended behind `prev`."""
         self._pushed = True
-        if self._sinks and len(self._sinks) == self.viewers:
-            fresh = self.window.pass_over(prev, entries)  # nobody will ask for it
+        sinks = self._sinks
+        if sinks and len(sinks) == self.viewers:
+            taken = self.window.pass_over(prev, entries)  # nobody will ask for it
         else:
-            fresh = self.window.push(prev, entries)
+            taken = self.window.push(prev, entries)
         self.version += 1
-        for waiter in self._waiting:
-            _resolve(waiter)
-        if fresh and self._sinks:
-            for sink in [sink for sink in self._sinks if not sink.offer(prev, fresh)]:
+        if self._waiting:
+            for waiter in self._waiting:
+                _resolve(waiter)
+        if taken and sinks:
+            self._offer(prev, entries)
+
+    def _offer(self, prev: str, entries: list[Entry]) -> None:
+        encoder: Encoder | None = None
+        encoded = b""
+        fits = len(entries) <= _MOST_AT_ONCE
+        for sink in list(self._sinks):
+            if fits and sink.encoder != encoder:
+                encoder = sink.encoder
+                encoded = encoder(entries[0]) if len(entries) == 1 else b"".join(map(encoder, entries))
+            if not (fits and sink.offer(prev, entries, encoded)):
                 self.detach(sink)
                 sink.disturbed()
 
@@ -113,9 +134,10 @@ class Topic:
 class Tail:
     """All topics of one process. Run `run()` in a task beside the viewers; it ends when it is cancelled."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, pace: Pace | None = None) -> None:
         self._store = store
         self._keys = store.keys
+        self._pace = pace or Pace()
         self._topics: dict[bytes, Topic] = {}  # by channel
         self._joining: dict[bytes, asyncio.Event] = {}
         self._wires: dict[Address, Wire] = {}
@@ -222,7 +244,9 @@ class Tail:
         async with self._opening.setdefault(address, asyncio.Lock()):
             wire = self._wires.get(address)
             if wire is None or wire.closed:
-                wire = await self._store.open_wire(address, on_push=self._on_push, on_close=self._on_close)
+                wire = await self._store.open_wire(
+                    address, on_push=self._on_push, on_close=self._on_close, pace=self._pace
+                )
                 self._wires[address] = wire
             return wire
 

@@ -51,34 +51,33 @@ class Window:
         if self.last is None:
             self._begin(position)
 
-    def push(self, prev: str, entries: Sequence[Entry]) -> list[Notice]:
-        """Join a notification, drop it if the chain has passed it exactly, or begin anew with it alone. What was taken
-        in: it follows `prev`."""
+    def push(self, prev: str, entries: Sequence[Entry]) -> bool:
+        """Join a notification, drop it if the chain has passed it exactly, or begin anew with it alone. Whether it was
+        taken in: then what comes next follows its last entry."""
         if prev != self.last:
             if entries and (entries[-1].position in self._index or entries[-1].position == self.last):
-                return []
+                return False
             self._begin(prev)
         if not self._index:
             self._index[prev] = -1  # what was passed over ends here
-        fresh = [Notice(entry) for entry in entries]
-        for notice in fresh:
-            self._index[notice.entry.position] = self._dropped + len(self._notices)
-            self._notices.append(notice)
-            self._bytes += len(notice.entry.payload)
+        for entry in entries:
+            self._index[entry.position] = self._dropped + len(self._notices)
+            self._notices.append(Notice(entry))
+            self._bytes += len(entry.payload)
         if entries:
             self.last = entries[-1].position
         if len(self._notices) > 2 * self._most or (self._bytes > 2 * self._most_bytes and len(self._notices) > 1):
             self._trim()
-        return fresh
+        return True
 
-    def pass_over(self, prev: str, entries: Sequence[Entry]) -> list[Notice]:
+    def pass_over(self, prev: str, entries: Sequence[Entry]) -> bool:
         """`push`, but nothing is kept: for a chain that nobody reads from. Who would, asks the log."""
         if prev != self.last or self._index:
-            fresh = self.push(prev, entries)
+            taken = self.push(prev, entries)
             self._notices, self._index, self._dropped, self._bytes = [], {}, 0, 0
-            return fresh
+            return taken
         self.last = entries[-1].position
-        return [Notice(entry) for entry in entries]
+        return True
 
     def after(self, cursor: str) -> list[Notice] | None:
         """What follows `cursor`; an empty list at the end of the chain; None where only the log can tell."""

@@ -21,11 +21,14 @@ from typing import Any
 import hiredis
 
 from broker.errors import StoreError, StoreUnavailable, StoreUnusable
+from broker.pace import Pace
 
 #: What a command takes.
 Arg = str | bytes | int
 #: What a script or command answers: bytes, ints, None, or lists of them.
 Reply = Any
+#: Called with what came back: a reply, or the error that it means. Must not raise.
+Answered = Callable[[Reply], None]
 
 _INCOMPLETE = object()
 
@@ -117,7 +120,8 @@ def error_of(message: str, address: Address) -> StoreError:
 class Wire(asyncio.Protocol):
     """A connection. Replies come in the order of the calls; a broken wire stays broken: make a new one.
 
-    `on_push` gets the messages of a subscribed connection; `on_close` is called once, when it is over.
+    `on_push` gets the messages of a subscribed connection, which is left unread between two reads for as long as `pace`
+    says; `on_close` is called once, when it is over.
     """
 
     def __init__(
@@ -127,15 +131,18 @@ class Wire(asyncio.Protocol):
         timeout: float,
         on_push: Callable[[list[Reply]], None] | None = None,
         on_close: Callable[[Wire], None] | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self.address = address
         self.closed = False
+        self.loaded: set[bytes] = set()  # scripts that the server knows, by their hash
         self._timeout = timeout
         self._on_push = on_push
         self._on_close = on_close
+        self._pace = pace
         self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
         self._subscriber = False
-        self._waiting: deque[asyncio.Future[Reply]] = deque()
+        self._waiting: deque[asyncio.Future[Reply] | Answered] = deque()
         self._outgoing: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
@@ -151,9 +158,10 @@ class Wire(asyncio.Protocol):
         timeout: float,
         on_push: Callable[[list[Reply]], None] | None = None,
         on_close: Callable[[Wire], None] | None = None,
+        pace: Pace | None = None,
     ) -> Wire:
         """Connect and log in; raises `StoreUnavailable`, or `StoreUnusable` for refused credentials."""
-        wire = cls(address, timeout=timeout, on_push=on_push, on_close=on_close)
+        wire = cls(address, timeout=timeout, on_push=on_push, on_close=on_close, pace=pace)
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout):
@@ -188,6 +196,12 @@ class Wire(asyncio.Protocol):
         self._waiting.append(future)
         self._write(hiredis.pack_command(command))  # type: ignore[arg-type]
         return future
+
+    def tell(self, packed: bytes, answered: Answered) -> None:
+        """`call`, for a command that is packed already, and without a future: for what is sent once a token. The
+        connection must be open."""
+        self._waiting.append(answered)
+        self._write(packed)
 
     def send(self, *command: str | bytes | int) -> None:
         """Send a command whose answer arrives as a push (SSUBSCRIBE and the like). A refusal has no sender to go to:
@@ -228,6 +242,17 @@ class Wire(asyncio.Protocol):
                 dispatch(reply)
         except hiredis.ProtocolError:
             self.close()
+        if self._pace is not None and self._subscriber and (seconds := self._pace.pause()):
+            self._rest(seconds)
+
+    def _rest(self, seconds: float) -> None:
+        if self._transport is not None and not self.closed and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._loop.call_later(seconds, self._read_on)
+
+    def _read_on(self) -> None:
+        if self._transport is not None and not self.closed and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._broken()
@@ -244,13 +269,15 @@ class Wire(asyncio.Protocol):
         if not self._waiting:
             self.close()  # an answer nobody asked for: replies can no longer be told apart
             return
-        future = self._waiting.popleft()
-        if future.done():
+        waiting = self._waiting.popleft()
+        if type(reply) is int and not isinstance(waiting, asyncio.Future):
+            waiting(reply)  # nearly always
             return
         if isinstance(reply, hiredis.ReplyError):
-            future.set_exception(error_of(str(reply), self.address))
-        else:
-            future.set_result(reply)
+            reply = error_of(str(reply), self.address)
+            if isinstance(reply, ScriptUnknown):
+                self.loaded.clear()
+        _tell(waiting, reply)
 
     def _check(self) -> None:
         """Every quarter of the time-out: cut a connection that owes an answer too long, ping a quiet one."""
@@ -272,11 +299,21 @@ class Wire(asyncio.Protocol):
         if self._watch is not None:
             self._watch.cancel()
         waiting, self._waiting = self._waiting, deque()
-        for future in waiting:
-            if not future.done():
-                future.set_exception(StoreUnavailable("the connection to Redis broke; the outcome is unknown"))
+        for who in waiting:
+            _tell(who, StoreUnavailable("the connection to Redis broke; the outcome is unknown"))
         if self._on_close is not None:
             self._on_close(self)
+
+
+def _tell(waiting: asyncio.Future[Reply] | Answered, reply: Reply) -> None:
+    if not isinstance(waiting, asyncio.Future):
+        waiting(reply)
+    elif waiting.done():
+        return
+    elif isinstance(reply, StoreError):
+        waiting.set_exception(reply)
+    else:
+        waiting.set_result(reply)
 
 
 def _retrieve(future: asyncio.Future[Reply]) -> None:

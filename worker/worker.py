@@ -16,7 +16,7 @@ import structlog
 
 from broker.backoff import Backoff
 from broker.errors import GenerationExpired, GenerationUnknown, StoreError, StoreUnavailable, where
-from broker.events import DELTA_FIELDS, CancelReason, Json
+from broker.events import CancelReason, Json
 from broker.generation import State
 from broker.lease import Busy, ClaimAnswer, Ended, Lease, Leases, Missing, Waits, new_owner
 from broker.log import Log
@@ -270,8 +270,7 @@ class Worker:
         if end == "cancelled" and writer.cancel_reason is CancelReason.ABANDONED:
             await self._totals.add(Total.ABANDONED)
             limit = run.lease.request.max_output_tokens or 0
-            written = sum(entry.field in DELTA_FIELDS for entry in writer.entries)
-            await self._totals.add(Total.TOKENS_UNSPENT, max(0, limit - written))
+            await self._totals.add(Total.TOKENS_UNSPENT, max(0, limit - writer.pieces))
 
     async def _let_go(self) -> None:
         """Wait for what runs; hand over what is left when the time to drain is over. A store that is away cannot keep

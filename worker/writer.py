@@ -1,9 +1,13 @@
 """Writes one generation's events to its log, and keeps the log whole while it holds the lease.
 
 *Natural batching*: at most one append is in flight; whatever is added meanwhile is the next one. An idle system so adds
-no delay, and a loaded one batches by itself. An event's position and bytes are fixed when it is added, and never
-change after they were first sent: an append whose outcome is unknown is repeated with the same events, and maybe more
-behind them.
+no delay, and a loaded one batches by itself: text that has to wait is joined to the text that waits already, so a fast
+provider makes longer deltas and not more of them. An event's position and bytes never change after they were first
+sent: an append whose outcome is unknown is repeated with the same events, and maybe more behind them.
+
+*Two roads*: `run()` is a task that appends by `Log.append` and knows what to do about every answer. The next delta of
+a running log, which is most of what is ever appended, goes by a plain call over a `Lane` while that task sleeps, until
+there is anything else to do or to be told; an append that may be stored already is then repeated by the task.
 
 *The whole log*, inherited entries too, stays in memory until the end: when the store comes back with a shorter log,
 any suffix of it can be put back; when somebody else's events stand in the store, everything shown so far is
@@ -23,7 +27,20 @@ from broker import errors
 from broker import log as answers
 from broker.backoff import Backoff, until_available
 from broker.errors import GenerationExpired, GenerationUnknown, StoreUnavailable
-from broker.events import TEXT_FIELD, Cancelled, CancelReason, Completed, Entry, Event, Reset, decode, encode, utf8
+from broker.events import (
+    DELTA_FIELDS,
+    TEXT_FIELD,
+    Cancelled,
+    CancelReason,
+    Completed,
+    Entry,
+    Event,
+    Reset,
+    decode,
+    encode,
+    utf8,
+)
+from broker.lane import STORED, Lane
 from broker.lease import Ended, Lease, Leases, Missing, new_owner
 from broker.log import MAX_APPEND_BYTES, MAX_APPEND_EVENTS, Log
 from broker.position import BEGINNING, Position
@@ -34,6 +51,9 @@ from worker.turns import ROLLED_BACK
 _ROOM_EVENTS: Final = 1000
 _ROOM_BYTES: Final = 1024 * 1024
 
+#: Text that waits is joined to one delta up to this length.
+_JOINED_CHARACTERS: Final = 1024
+
 #: Fields of the record that a run notes: where to read on at the provider, calls that the client runs, how it went.
 UPSTREAM: Final = "upstream"
 PENDING: Final = "pending"
@@ -41,6 +61,10 @@ TIMINGS: Final = "timings"
 
 #: What an entry takes in memory besides its payload, about.
 _ENTRY_BYTES: Final = 200
+
+
+#: Makes a named tuple in half the time of a call of its class.
+_new: Final = tuple.__new__
 
 
 @dataclass(slots=True)
@@ -81,10 +105,17 @@ class Writer:
         self._entries = list(inherited)
         self._stored = len(inherited)
         self.is_full = False  # the provider may not be read on
+        self.pieces = sum(entry.field in DELTA_FIELDS for entry in inherited)  # of text, about as providers gave them
         self._suffix = f"-{lease.epoch}"  # of the positions given now
+        self._texts: list[str] = []  # added, and not a delta yet: they become one
+        self._text_size = 0
+        self._lane: Lane | None = None
+        self._flying = False  # an append is under way over the lane, or about to be
+        self._loop = asyncio.get_running_loop()
         self._full_at = self._stored + _ROOM_EVENTS
         self._waiting_bytes = 0
         self._notes: dict[str, _Note] = {}
+        self._noted = False  # some of them may not be stored
         self._lost: errors.LeaseLost | None = None
         self._replacing = False  # a new claim of ours is under way
         self._asks = 0  # how often the store was to be asked, even if there is nothing to append
@@ -92,11 +123,13 @@ class Writer:
         self._healed = 0  # entries put back
         self._ended = False  # the store has had the terminal event
         self._added = asyncio.Event()
-        self._progress = asyncio.Event()
+        self._waiters: list[asyncio.Future[None]] = []
 
     @property
     def entries(self) -> list[Entry]:
         """The whole log as this writer knows it, stored or not."""
+        if self._texts:
+            self._settle()
         return self._entries
 
     @property
@@ -106,36 +139,60 @@ class Writer:
 
     def add(self, event: Event) -> None:
         """Give the event its position, and have it stored soon."""
-        self._append_entry(*encode(event))
+        if self._texts:
+            self._settle()
+        self._place(*encode(event))
+        self._wake()
 
     def add_text(self, text: str) -> None:
-        """`add` of a plain delta, which is most of what is ever added."""
-        self._append_entry(TEXT_FIELD, utf8(text))
+        """`add` of a plain delta that may be joined to those that wait with it: most of what is ever added."""
+        self._texts.append(text)
+        self._text_size += len(text)
+        if self._text_size >= _JOINED_CHARACTERS:
+            self._settle()
+        if not self._flying:
+            self._wake()
 
-    def _append_entry(self, field: bytes, payload: bytes) -> None:
+    def _settle(self) -> None:
+        """Make the text that waits a delta, and give it its position: it is about to be sent, or asked for."""
+        texts, self._texts, self._text_size = self._texts, [], 0
+        self.pieces += len(texts)
+        self._place(TEXT_FIELD, utf8("".join(texts)))
+
+    def _place(self, field: bytes, payload: bytes) -> None:
         entries = self._entries
-        entries.append(Entry(f"{len(entries) + 1}{self._suffix}", field, payload))
+        entries.append(_new(Entry, (f"{len(entries) + 1}{self._suffix}", field, payload)))
         self._waiting_bytes += len(payload)
         if len(entries) >= self._full_at or self._waiting_bytes >= _ROOM_BYTES:
             self.is_full = True
-        self._added.set()
+
+    def _wake(self) -> None:
+        if self._lane is None:
+            self._added.set()
+        elif not self._flying:
+            self._flying = True
+            self._loop.call_soon(self._fly)
 
     def note(self, field: str, value: str) -> None:
         """Have a field of the record say `value` as soon as everything added so far is stored: in the same step as
         the last of it, or with the next event. A later note on the field replaces one that is not stored yet."""
-        self._notes[field] = _Note(value, seq=len(self._entries))
+        self._notes[field] = _Note(value, seq=len(self.entries))
+        self._noted = True
 
     async def room(self) -> None:
         """Wait until the provider may be read on."""
         while self.is_full:
-            self._progress.clear()
-            await self._progress.wait()
+            await self._progress()
 
     async def flushed(self) -> None:
         """Wait until everything added so far is stored."""
-        while self._stored < len(self._entries):
-            self._progress.clear()
-            await self._progress.wait()
+        while self._stored < len(self.entries):
+            await self._progress()
+
+    async def _progress(self) -> None:
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.append(waiter)
+        await waiter
 
     def cancel(self, reason: str) -> None:
         """A cancel is stored in the record: tell the run, once."""
@@ -169,22 +226,49 @@ class Writer:
     async def run(self) -> None:
         """Append what is added, until a terminal event is stored."""
         backoff = Backoff(first=0.05, most=1.0)
-        while True:
-            while self._stored == len(self._entries) and self._answered == self._asks:
-                if self._stored and self._entries[-1].is_terminal:
-                    return
-                self._added.clear()
-                if self._lost is None:
+        try:
+            while True:
+                while self._flying or (self._stored == len(self.entries) and self._answered == self._asks):
+                    if self._lost is not None:
+                        raise self._lost
+                    if not self._flying and self._stored and self._entries[-1].is_terminal:
+                        return
+                    self._added.clear()
                     await self._added.wait()
                 if self._lost is not None:
                     raise self._lost
-            if self._lost is not None:
-                raise self._lost
-            try:
-                await self._append()
-                backoff.reset()
-            except StoreUnavailable:
-                await asyncio.sleep(backoff.next())
+                self._lane = None
+                try:
+                    await self._append()
+                    backoff.reset()
+                except StoreUnavailable:
+                    await asyncio.sleep(backoff.next())
+        finally:
+            self._lane = None
+
+    def _fly(self) -> None:
+        """Send the next delta over the lane. Where there is anything else to do, the task does it."""
+        entries, stored, lane = self.entries, self._stored, self._lane
+        if lane is None or self._noted or self._answered != self._asks:
+            self._land()
+        elif len(entries) == stored:
+            self._flying = False
+        elif entries[stored].field not in DELTA_FIELDS or not lane.extend(stored, entries[stored]):
+            self._land()
+
+    def _flown(self, answer: object) -> None:
+        """An append over the lane is answered."""
+        if answer != STORED:
+            self._land()
+            return
+        self.answered_at = self._pulse.now()
+        self._advance(self._stored + 1)
+        self._fly()
+
+    def _land(self) -> None:
+        """Leave the lane; the task goes on from here, and may repeat what was sent last."""
+        self._lane, self._flying = None, False
+        self._added.set()
 
     async def _append(self) -> None:
         batch = self._next_batch()
@@ -204,7 +288,9 @@ class Writer:
                 self.answered_at = self._pulse.now()
                 self._advance(head)
                 self._ended = self._ended or (self._stored > 0 and self._entries[self._stored - 1].is_terminal)
+                self._noted = any(not note.stored for note in self._notes.values())
                 self.cancel(reason)
+                await self._take_off()
             case answers.Cancelled(reason=reason):
                 await self._end_cancelled(CancelReason(reason))
                 self.cancel(reason)
@@ -219,6 +305,15 @@ class Writer:
             case answers.Gone():
                 await self._rebuild()
 
+    async def _take_off(self) -> None:
+        """Have the next deltas go over a lane, where the log ends with something of this lease."""
+        running = self._stored > 0 and not self._ended and self.cancel_reason is None and not self._noted
+        if running and self._entries[self._stored - 1].position.endswith(self._suffix):
+            lease = self.lease
+            self._lane = await self._log.lane(lease.generation, lease.epoch, lease.owner, self._flown)
+            self._flying = True
+            self._fly()
+
     async def _rebuild(self) -> None:
         if (
             (self.cancel_reason is not None and not self._ended)
@@ -230,6 +325,7 @@ class Writer:
         first = [entry for entry in self._next_batch() if not entry.is_terminal]
         for note in self._notes.values():
             note.stored = False  # the record that had it is gone
+        self._noted = bool(self._notes)
         if await self._leases.rebuild(self.lease, first):
             self._advance(len(first))
 
@@ -253,11 +349,15 @@ class Writer:
 
     def _advance(self, stored: int) -> None:
         self._stored = stored
-        waiting = self._entries[stored:]
-        self._waiting_bytes = sum([len(entry.payload) for entry in waiting]) if waiting else 0
+        waiting = len(self._entries) - stored
+        self._waiting_bytes = sum([len(entry.payload) for entry in self._entries[stored:]]) if waiting else 0
         self._full_at = stored + _ROOM_EVENTS
-        self.is_full = len(self._entries) >= self._full_at or self._waiting_bytes >= _ROOM_BYTES
-        self._progress.set()
+        self.is_full = waiting >= _ROOM_EVENTS or self._waiting_bytes >= _ROOM_BYTES
+        if self._waiters:
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
 
     def _knows(self, position: str) -> bool:
         """Whether `position` is in this writer's log: by that very id, not by its seq."""
@@ -287,7 +387,7 @@ class Writer:
             raise errors.Fenced("the generation is erased") from exc
         if found and found[-1].is_terminal:
             raise errors.Closed("the log has its end already")
-        mine = self._entries
+        mine = self.entries
         since = max((at + 1 for at, entry in enumerate(mine) if entry.field == b"reset"), default=0)
         self._entries = found
         self._advance(len(found))
@@ -297,6 +397,7 @@ class Writer:
         self._notes.pop(UPSTREAM, None)  # it names a position that is no more
         for note in self._notes.values():
             note.seq = len(self._entries)
+        self._noted = bool(self._notes)
 
     async def _claim_anew(self) -> None:
         """Claim the generation above our own lease. Repeated under one owner until it is answered: a claim of ours

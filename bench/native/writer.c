@@ -1,13 +1,15 @@
 // writer: tokens into many streams, open loop: at their due time, whatever the server does. Phases are spread evenly.
 //
-//   --sink append   what a Legato worker sends: EVALSHA of the append script, at most one a generation in flight; what
-//                   comes due meanwhile is the next one. A line of TARGETS: record log request channel epoch owner
+//   --sink append   what a Legato worker sends: the script for the next delta of a running log, and the append script
+//                   for the first ones, for several at once, and where the other does not store; at most one a
+//                   generation in flight, what comes due meanwhile is the next. A line of TARGETS: record log request
+//                   channel epoch owner
 //   --sink xadd     XADD, one a token, pipelined. A line: the key
 //   --sink http     POST, one a token, pipelined on kept connections. A line: path <tab> body before <tab> body after
 //
 //   --address HOST:PORT --targets FILE --rate TOKENS/S (each stream) --tokens N (each stream)
 //   --connections N  --preload (as fast as the server takes it, no rate)  --most N (tokens in one append)
-//   --sha HEX (of the append script)  --header "Name: value"  --escape (bodies are form data)
+//   --sha HEX (of the append script)  --extend HEX (of the one for the next delta)  --header "Name: value"  --escape (bodies are form data)
 //
 // Prints one JSON object at the end. A generation whose append is refused (cancelled, fenced) is written no more.
 #include "common.h"
@@ -24,6 +26,7 @@ struct stream {
   uint64_t made, sent, acked;  // tokens: due so far, handed to the server, answered
   uint64_t *times;             // when each was made; not in a preload
   int in_flight, stopped;
+  int the_long_way;  // the next append is for the append script
 };
 
 struct link {
@@ -39,7 +42,7 @@ static struct stream *streams;
 static struct link *links;
 static int stream_count, link_count = 1, preload, escape, most = 500;
 static enum sink sink;
-static const char *sha = "";
+static const char *sha = "", *extend = "";
 static char headers[1024];
 static uint64_t refused, errors;
 
@@ -74,11 +77,41 @@ static void owe(struct link *link, int stream) {
   link->sent++;
 }
 
+static void send_extend(struct link *link, struct stream *stream) {
+  uint64_t last = stream->sent;
+  char text[64], token[TOKEN_BYTES];
+  put(link, "*12\r\n", 5);
+  put_text(link, "EVALSHA");
+  put_text(link, extend);
+  put_text(link, "2");
+  put_text(link, stream->part[0]);
+  put_text(link, stream->part[1]);
+  snprintf(text, sizeof text, "%s %s", stream->part[4], stream->part[5]);
+  put_text(link, text);
+  put_text(link, stream->part[3]);
+  sprintf(text, "%llu", (unsigned long long)last);
+  put_text(link, text);
+  sprintf(text, "%llu", (unsigned long long)last + 1);
+  put_text(link, text);
+  snprintf(text, sizeof text, "-%s", stream->part[4]);
+  put_text(link, text);
+  put_text(link, "d");
+  put_token(token, last + 1, stream->times ? stream->times[last] : now());
+  put_bulk(link, token, TOKEN_BYTES);
+}
+
 static void send_append(struct link *link, int number) {
   struct stream *stream = &streams[number];
   uint64_t from = stream->sent, count = stream->made - stream->sent;
   if (count > (uint64_t)most) count = (uint64_t)most;
   char text[64], token[TOKEN_BYTES];
+  if (count == 1 && from && *extend && !stream->the_long_way) {
+    send_extend(link, stream);
+    stream->sent++;
+    stream->in_flight = 1;
+    owe(link, number);
+    return;
+  }
   put(link, text, (size_t)sprintf(text, "*%llu\r\n", 11 + 3 * (unsigned long long)count));
   put_text(link, "EVALSHA");
   put_text(link, sha);
@@ -203,10 +236,15 @@ static void answered(struct link *link, const char *reply, size_t size) {
   if (reply[0] == '-') {
     complain(reply, size);
     stream->stopped = 1;
+  } else if (reply[0] == ':' && reply[1] == '0') {
+    stream->the_long_way = 1;
+    stream->sent = stream->acked;
+    send_due(number);
   } else if (reply[0] != ':' && !memmem(reply, size < 24 ? size : 24, "appended", 8)) {
     refused++;
     stream->stopped = 1;
   } else {
+    stream->the_long_way = 0;
     stream->acked = stream->sent;
     send_due(number);
   }
@@ -299,6 +337,7 @@ int main(int count, char **arguments) {
       else if (!strcmp(name, "--connections")) link_count = atoi(value);
       else if (!strcmp(name, "--most")) most = atoi(value);
       else if (!strcmp(name, "--sha")) sha = value;
+      else if (!strcmp(name, "--extend")) extend = value;
       else if (!strcmp(name, "--header")) snprintf(headers + strlen(headers), sizeof headers - strlen(headers), "%s\r\n", value);
       else return fprintf(stderr, "%s is no option\n", name), 2;
     }

@@ -35,6 +35,7 @@ def load(name: str, *, flags: str = "") -> Script:
 APPEND = load("append")
 #: The same, for a batch that ends in a terminal event: a full store can still end what it holds.
 APPEND_TERMINAL = load("append", flags="allow-oom")
+EXTEND = load("extend")
 READ = load("read")
 SEAL = load("seal")
 CLAIM = load("claim")

@@ -6,7 +6,7 @@
 --       5 n: how many record fields are noted with these events  6.. n field, value pairs
 --       then id, field, payload of each event; none: only ask whether the log still ends at prev
 --
--- Returns stored now (an integer: all of it, and there is nothing to say) {appended, head, stored now, cancel flag}
+-- Returns {appended, head, stored now, cancel flag}
 --         {gone} {fenced, epoch} {closed, last} {cancelled, last, flag} {behind, last} {diverged, last}
 --
 -- Buys: seqs are dense; an event that is sent again is never stored twice, because the stream's own last entry is
@@ -15,33 +15,8 @@
 -- second time with flags=allow-oom for appends that end in a terminal event, so that a full store can still end what it
 -- holds.
 --
--- Nearly every call is from the holder, for the next events of a running log. That one is answered first, by the record's
--- field `pass`: epoch and owner of who stored the log's last entry, set here by the long way, and taken away by every
--- script that changes epoch, owner or state or stores a cancel. With it the log needs no look at its last entry: a writer
--- has one entry a seq, so where prev is of its own epoch, a log as long as prev says ends at prev.
--- A message of one event is "prev id field payload", of any other number the same as msgpack.
+-- What comes next from the same holder is a matter for `extend`, which goes by the record's field `pass`: set here.
 local FIRST = 6 + 2 * ARGV[5]
-if ARGV[5] == '0' and redis.call('HGET', KEYS[1], 'pass') == ARGV[1] .. ' ' .. ARGV[2] then
-  local digits, of = string.match(ARGV[3], '^(%d+)-(%d+)$')
-  local seq = tonumber(digits)
-  local plain = of == ARGV[1] and #ARGV > FIRST and redis.call('XLEN', KEYS[2]) == seq
-  for i = FIRST, #ARGV, 3 do
-    local field = ARGV[i + 1]
-    seq = seq + 1
-    plain = plain and ARGV[i] == string.format('%.0f-', seq) .. ARGV[1]
-      and field ~= 'completed' and field ~= 'failed' and field ~= 'cancelled'
-  end
-  if plain then
-    for i = FIRST, #ARGV, 3 do redis.call('XADD', KEYS[2], ARGV[i], ARGV[i + 1], ARGV[i + 2]) end
-    if #ARGV == FIRST + 2 then
-      redis.call('SPUBLISH', ARGV[4], table.concat({ARGV[3], ARGV[6], ARGV[7], ARGV[8]}, ' '))
-      return 1
-    end
-    redis.call('SPUBLISH', ARGV[4], cmsgpack.pack({ARGV[3], unpack(ARGV, FIRST)}))
-    return (#ARGV - FIRST + 1) / 3
-  end
-end
-
 local TERMINAL = {completed = true, failed = true, cancelled = true}
 local record, log = KEYS[1], KEYS[2]
 local count = (#ARGV - FIRST + 1) / 3

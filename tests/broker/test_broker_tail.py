@@ -10,14 +10,22 @@ import pytest
 from broker.events import Entry
 from broker.lease import Lease
 from broker.log import Appended
+from broker.pace import Pace
 from broker.position import BEGINNING
 from broker.tail import Tail, Topic
 from tests.broker.conftest import Kit
 
 
-@pytest.fixture
-async def tail(kit: Kit) -> AsyncIterator[Tail]:
-    tail = Tail(kit.store)
+class Unhurried(Pace):
+    """That of a loop which is always busy."""
+
+    def pause(self) -> float:
+        return 0.01
+
+
+@pytest.fixture(params=[Pace, Unhurried])
+async def tail(kit: Kit, request: pytest.FixtureRequest) -> AsyncIterator[Tail]:
+    tail = Tail(kit.store, request.param())
     running = asyncio.create_task(tail.run())
     yield tail
     running.cancel()

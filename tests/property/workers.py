@@ -92,6 +92,9 @@ class Gate:
                 self._put_back = last
         return answer
 
+    async def lane(self, *lease: object) -> None:
+        """None here: every append is a call that the schedule lets pass."""
+
     async def claim(self, generation: str, *, owner: str, replacing: Lease | None = None) -> ClaimAnswer:
         reply_lost = await self._wait()
         try:

@@ -1,10 +1,14 @@
-"""Viewers that are written to directly: they take a chain of notices and nothing else, and leave at anything odd."""
+"""Viewers that are written to directly: they take a chain of entries and nothing else, and leave at anything odd."""
 
 from __future__ import annotations
 
 from broker.events import Entry
 from broker.tail import Topic
-from broker.window import Notice
+from broker.window import Encoder
+
+
+def positions(entry: Entry) -> bytes:
+    return entry.position.encode() + b" "
 
 
 class Taker:
@@ -13,12 +17,15 @@ class Taker:
     def __init__(self, most: int = 1000) -> None:
         self.offered: list[tuple[str, list[str]]] = []
         self.disturbances = 0
+        self.written: list[bytes] = []
+        self.encoder: Encoder = positions
         self._most = most
 
-    def offer(self, prev: str, notices: list[Notice]) -> bool:
+    def offer(self, prev: str, entries: list[Entry], encoded: bytes) -> bool:
         if len(self.offered) == self._most:
             return False
-        self.offered.append((prev, [notice.entry.position for notice in notices]))
+        self.offered.append((prev, [entry.position for entry in entries]))
+        self.written.append(encoded)
         return True
 
     def disturbed(self) -> None:
@@ -103,4 +110,27 @@ def test_what_everybody_was_written_is_not_kept() -> None:
     followed.viewers += 1  # somebody reads up
     followed.notify(*news("4-1", "5-1"))
     assert [notice.entry.position for notice in followed.window.after("4-1") or []] == ["5-1"]
-    assert [positions for _, positions in taker.offered] == [["4-1"], ["5-1"]]
+    assert [places for _, places in taker.offered] == [["4-1"], ["5-1"]]
+
+
+def test_each_gets_it_as_its_encoder_writes_it_and_each_encoder_writes_it_once() -> None:
+    calls = []
+
+    def loud(entry: Entry) -> bytes:
+        calls.append(entry.position)
+        return entry.payload.upper()
+
+    quiet, first, second = Taker(), Taker(), Taker()
+    first.encoder = second.encoder = loud
+    followed = topic(quiet, first, second)
+    followed.notify(*news("3-1", "4-1", "5-1"))
+    assert (quiet.written, first.written, second.written) == ([b"4-1 5-1 "], [b"TEXTTEXT"], [b"TEXTTEXT"])
+    assert calls == ["4-1", "5-1"]
+
+
+def test_much_at_once_is_not_written_entry_by_entry() -> None:
+    """Who looks for itself gets it joined."""
+    taker = Taker()
+    followed = topic(taker)
+    followed.notify(*news("3-1", *(f"{seq}-1" for seq in range(4, 30))))
+    assert (taker.offered, taker.disturbances) == ([], 1)

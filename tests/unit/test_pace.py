@@ -1,0 +1,45 @@
+"""How long a busy loop leaves its subscription unread."""
+
+from __future__ import annotations
+
+from broker.pace import Pace
+
+
+class Day:
+    """A loop whose thread is busy for a share of each second."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.spent = 0.0
+        self.pace = Pace(clock=lambda: self.now, spent=lambda: self.spent)
+
+    def passes(self, seconds: float, *, busy: float) -> float:
+        """The pause that is asked for at its end, after one look a hundredth of a second."""
+        for _ in range(round(seconds * 100)):
+            self.now += 0.01
+            self.spent += 0.01 * busy
+            pause = self.pace.pause()
+        return pause
+
+
+def test_a_loop_with_little_to_do_reads_at_once() -> None:
+    assert Day().passes(10, busy=0.2) == 0
+
+
+def test_a_busy_one_pauses_ever_longer_and_never_longer_than_ten_milliseconds() -> None:
+    day = Day()
+    pauses = [day.passes(0.1, busy=0.6) for _ in range(10)]
+    assert pauses == sorted(pauses)
+    assert 0 < pauses[1] < pauses[-1] == 0.01
+
+
+def test_a_pause_does_not_end_by_making_the_same_load_cheaper() -> None:
+    day = Day()
+    day.passes(1, busy=0.4)
+    assert day.passes(10, busy=0.2) == 0.01
+
+
+def test_it_reads_at_once_again_when_the_load_has_gone() -> None:
+    day = Day()
+    day.passes(1, busy=0.9)
+    assert day.passes(1, busy=0.02) == 0
