@@ -141,23 +141,22 @@ class Store:
     async def last_ids(self, logs: Sequence[str]) -> list[str | None]:
         """The last entry id of each stream, `0-0` of an empty one, None where there is no stream or no answer.
 
-        On the pipelined connections: a round trip a server, whatever the number of streams.
+        On the pipelined connections: a round trip or two a server, whatever the number of streams.
         """
-        asked = []
-        for log in logs:
-            wire = await self._wire(await self._topology.locate(log))
-            both = wire.call("XREVRANGE", log, "+", "-", "COUNT", 1), wire.call("EXISTS", log)
-            for reply in both:
-                reply.add_done_callback(_retrieve)
-            asked.append(both)
-        found: list[str | None] = []
-        for last, exists in asked:
-            entries, there = await asyncio.gather(last, exists, return_exceptions=True)
-            if isinstance(entries, list) and entries:
-                found.append(entries[0][0].decode())
-            else:
-                found.append(BEGINNING if there == 1 else None)
+        replies = await self._each("XREVRANGE", logs, "+", "-", "COUNT", 1)
+        found = [reply[0][0].decode() if isinstance(reply, list) and reply else None for reply in replies]
+        empty = [at for at, reply in enumerate(replies) if reply == []]
+        for at, there in zip(empty, await self._each("EXISTS", [logs[at] for at in empty]), strict=True):
+            found[at] = BEGINNING if there == 1 else None
         return found
+
+    async def _each(self, verb: str, keys: Sequence[str], *arguments: Arg) -> list[Reply]:
+        """What a command answers for each key, all sent together; an exception where there is no answer."""
+        asked = []
+        for key in keys:
+            wire = await self._wire(await self._topology.locate(key))
+            asked.append(wire.call(verb, key, *arguments))
+        return await asyncio.gather(*asked, return_exceptions=True)
 
     async def get(self, key: str) -> bytes | None:
         """A value, whole."""

@@ -398,10 +398,10 @@ def demo(*arguments: str) -> tuple[int, str]:
 
 
 def test_the_demo_shows_that_the_text_is_whole() -> None:
-    """As many cuts as asked for, nothing twice, no colour in a pipe."""
+    """As many cuts as asked for, nothing twice, no colour in a pipe. Tokens that had to wait are one delta."""
     code, said = demo("--seed", "1", "--cuts", "8")
     assert code == 0, said
-    assert "9 connections, 8 cuts, 600 deltas" in said
+    assert "9 connections, 8 cuts, " in said
     assert "0 duplicates" in said
     assert "\x1b" not in said
 
@@ -410,13 +410,8 @@ def test_the_demo_says_how_it_went_in_json_and_nothing_else() -> None:
     code, said = demo("--seed", "1", "--tokens", "100", "--cuts", "2", "--json")
     assert code == 0, said
     told = json.loads(said)
-    assert (told["whole"], told["connections"], told["cuts"], told["deltas"], told["duplicates"]) == (
-        True,
-        3,
-        2,
-        100,
-        0,
-    )
+    assert (told["whole"], told["connections"], told["cuts"], told["duplicates"]) == (True, 3, 2, 0)
+    assert 1 <= told["deltas"] <= 100
     assert [check["problem"] for check in told["checks"]] == [None] * 4
 
 
@@ -433,7 +428,8 @@ def test_a_reader_that_comes_late_is_cut_as_often(dev: Dev) -> None:
         reader.read(dev.port, cuts.pop(0) if cuts else None, lambda: None)
         connections += 1
     assert (connections, cuts) == (9, [])
-    assert (reading.text, reading.duplicates, reading.deltas) == (whole, 0, 600)
+    assert (reading.text, reading.duplicates) == (whole, 0)
+    assert 1 <= reading.deltas <= 600
 
 
 def test_the_demo_with_a_killed_worker_shows_the_reset_and_the_whole_text() -> None:
