@@ -81,8 +81,9 @@ class Held(asyncio.Protocol):
         self._holder: Holder | None = holder
         self._ahead: bytes | None = None
         self._parser: httptools.HttpRequestParser  # of what came ahead
-        plain = transport.get_extra_info("sslcontext") is None
-        self._descriptor: int = transport.get_extra_info("socket").fileno() if plain else -1
+        connection = transport.get_extra_info("socket")
+        plain = connection is not None and transport.get_extra_info("sslcontext") is None
+        self._descriptor: int = connection.fileno() if plain else -1  # -1: only the transport can write
         self._writable: asyncio.Future[None] | None = None
         transport.set_protocol(self)
         host.held(self)

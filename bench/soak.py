@@ -6,10 +6,10 @@ One API, one worker and an embedded server, with jobs that come and go: so many 
 read by one client, which compares every character with what the provider said. A part of the clients drop their
 connection now and then and come back with their position, a part read slowly, a part cancel. Logs live for a minute.
 
-Every five seconds the memory of each process is noted, and Redis' own account of what it holds. Printed is what each grew
-by an hour: a line fitted to the time behind the first fifth, with what the record of an ended job keeps for seven days,
-by design, taken off Redis' (measured in the same run: keys and bytes a job, once its log has gone). Exits 1 if a text
-was not whole.
+Every five seconds the memory of each process is noted, and Redis' own account of what it holds. Printed is what each
+grew by an hour, by a line fitted to the time behind the first fifth, and beside it what the records of ended jobs take,
+which Redis keeps for seven days (measured in the same run, of those whose log has gone).
+Exits 1 if a text was not whole.
 """
 
 from __future__ import annotations

@@ -27,6 +27,9 @@ class Transport:
     def set_protocol(self, protocol: Any) -> None:
         self.protocol = protocol
 
+    def get_extra_info(self, name: str) -> None:
+        """There is no socket behind it."""
+
     def write(self, data: bytes) -> None:
         self.written.append(data)
         if self.full:
