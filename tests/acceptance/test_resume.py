@@ -35,6 +35,8 @@ from tests.support.stack import Stack, eventually
 from worker.providers.sim import sim_text
 
 DELTAS = 2_000
+#: Tokens are not joined while they wait, where it is said how long a delta may be.
+ONE_BY_ONE = {"max_chars": 100}
 #: Text of one to four bytes a character, so that a cut is often within one.
 MIXED = "".join(
     random.Random(7).choice(["a", "e", " ", "ü", "é", "東", "京", "λ", "🚀", "👩‍💻", "\n", '"', "\\", "</"])
@@ -55,7 +57,7 @@ def stack(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture(scope="module")
 def finished(stack: Stack) -> str:
     """A generation of 2,000 deltas that has ended, and is sealed."""
-    generation = stack.submit({"tokens": DELTAS, "seed": 3})
+    generation = stack.submit({"tokens": DELTAS, "seed": 3}, delivery=ONE_BY_ONE)
     stack.wait_sealed(generation)
     return generation
 
@@ -141,7 +143,7 @@ def stopped_behind(stack: Stack, entries: int, options: Mapping[str, object]) ->
     worker = stack.workers[0]
     with redis.Redis.from_url(stack.url, protocol=2) as client:
         while True:  # a machine that is busy may see it end first
-            generation = stack.submit(options)
+            generation = stack.submit(options, delivery=ONE_BY_ONE)
             log = Keys(stack.prefix).log(generation)
             while client.xlen(log) <= entries:
                 time.sleep(0.001)
