@@ -311,7 +311,8 @@ class Stack:
         wait_until(lambda: len(self.log(generation)) >= count, f"{count} entries", seconds=seconds)
 
     def wait_sealed(self, generation: str) -> None:
-        """Wait until the worker has sealed the log of an ended generation."""
+        """Wait until a generation has ended and the worker has sealed its log."""
+        self.wait_status(generation, "completed", "failed", "cancelled")  # one that grows is longer at the second look
         wait_until(
             lambda: 0 < self.entries(generation) < len(self.log(generation)), f"{generation} is sealed", seconds=90
         )
