@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -347,14 +346,11 @@ def test_wrong_arguments_are_told_before_any_request(dev: Dev, arguments: tuple[
 def test_a_command_waits_for_a_server_that_is_just_starting(tmp_path: Path) -> None:
     """`legato dev & legato submit …` works: no connection is tried again until --timeout."""
     dev = Dev(tmp_path)
-    told: list[subprocess.CompletedProcess[str]] = []
-    asking = threading.Thread(target=lambda: told.append(dev.run("submit", "Hello", "--timeout", "30")))
-    asking.start()
-    time.sleep(0.7)
-    with dev.running():
-        asking.join(SECONDS)
-    assert told[0].returncode == 0
-    assert "trying" in told[0].stderr
+    with dev.popen("submit", "Hello", "--timeout", "60") as process:
+        assert process.stderr is not None
+        assert b"trying" in process.stderr.readline()
+        with dev.running():
+            assert process.wait(SECONDS) == 0
 
 
 # --- the servers
