@@ -255,6 +255,22 @@ MUTATIONS = (
         caught_by=[JOINED],
     ),
     Mutation(
+        rule="seal: a log that was put back is sealed again",
+        file="worker/keeper.py",
+        old="            kept.sealed = False\n",
+        new="",
+        caught_by=["tests/broker/test_broker_keeper.py"],
+    ),
+    Mutation(
+        rule="seal: who leaves does not wait for it",
+        file="worker/keeper.py",
+        old="            kept.checks += 1  # who leaves waits for this, and not for the sealing\n"
+        "            if whole and not kept.sealed:\n                await self._seal(kept)\n",
+        new="            if whole and not kept.sealed:\n                await self._seal(kept)\n"
+        "            kept.checks += 1\n",
+        caught_by=["tests/broker/test_broker_keeper.py"],
+    ),
+    Mutation(
         rule="append: what is stored is looked for before a log is called closed",
         file="broker/scripts/append.lua",
         old="if skip and skip == count then return {'appended', last, '0', r[4] or ''} end\n"
