@@ -29,7 +29,6 @@ from broker.backoff import Backoff, until_available
 from broker.errors import GenerationExpired, GenerationUnknown, StoreUnavailable
 from broker.events import (
     DELTA_FIELDS,
-    TEXT_FIELD,
     Cancelled,
     CancelReason,
     Completed,
@@ -37,34 +36,19 @@ from broker.events import (
     Event,
     Reset,
     decode,
-    encode,
-    utf8,
 )
 from broker.lane import STORED, Lane
 from broker.lease import Ended, Lease, Leases, Missing, new_owner
-from broker.log import MAX_APPEND_BYTES, MAX_APPEND_EVENTS, Log
-from broker.position import BEGINNING, Position
+from broker.log import Log
+from broker.position import Position
+from worker.backlog import Backlog
 from worker.pulse import Pulse
 from worker.turns import ROLLED_BACK
-
-#: Events that may wait to be stored; beyond that the provider is not read on.
-_ROOM_EVENTS: Final = 1000
-_ROOM_BYTES: Final = 1024 * 1024
-
-#: Text that waits is joined to one delta up to this length.
-_JOINED_CHARACTERS: Final = 1024
 
 #: Fields of the record that a run notes: where to read on at the provider, calls that the client runs, how it went.
 UPSTREAM: Final = "upstream"
 PENDING: Final = "pending"
 TIMINGS: Final = "timings"
-
-#: What an entry takes in memory besides its payload, about.
-_ENTRY_BYTES: Final = 200
-
-
-#: Makes a named tuple in half the time of a call of its class.
-_new: Final = tuple.__new__
 
 
 @dataclass(slots=True)
@@ -102,18 +86,10 @@ class Writer:
         self._log = log
         self._leases = leases
         self._on_cancel = on_cancel
-        self._entries = list(inherited)
-        self._stored = len(inherited)
-        self.is_full = False  # the provider may not be read on
-        self.pieces = sum(entry.field in DELTA_FIELDS for entry in inherited)  # of text, about as providers gave them
-        self._suffix = f"-{lease.epoch}"  # of the positions given now
-        self._texts: list[str] = []  # added, and not a delta yet: they become one
-        self._text_size = 0
+        self._backlog = Backlog(inherited, lease.epoch)
         self._lane: Lane | None = None
         self._flying = False  # an append is under way over the lane, or about to be
         self._loop = asyncio.get_running_loop()
-        self._full_at = self._stored + _ROOM_EVENTS
-        self._waiting_bytes = 0
         self._notes: dict[str, _Note] = {}
         self._noted = False  # some of them may not be stored
         self._lost: errors.LeaseLost | None = None
@@ -128,43 +104,33 @@ class Writer:
     @property
     def entries(self) -> list[Entry]:
         """The whole log as this writer knows it, stored or not."""
-        if self._texts:
-            self._settle()
-        return self._entries
+        return self._backlog.entries
+
+    @property
+    def pieces(self) -> int:
+        """How many pieces of text it was given, about as providers give them."""
+        return self._backlog.pieces
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the provider may not be read on: too much waits to be stored."""
+        return self._backlog.is_full
 
     @property
     def memory_bytes(self) -> int:
         """About what this writer's log and request take in memory."""
-        return len(self.lease.request.encode()) + sum(_ENTRY_BYTES + len(entry.payload) for entry in self._entries)
+        return len(self.lease.request.encode()) + self._backlog.memory_bytes
 
     def add(self, event: Event) -> None:
-        """Give the event its position, and have it stored soon."""
-        if self._texts:
-            self._settle()
-        self._place(*encode(event))
+        """Have the event stored soon."""
+        self._backlog.add(event)
         self._wake()
 
     def add_text(self, text: str) -> None:
         """`add` of a plain delta that may be joined to those that wait with it: most of what is ever added."""
-        self._texts.append(text)
-        self._text_size += len(text)
-        if self._text_size >= _JOINED_CHARACTERS:
-            self._settle()
+        self._backlog.add_text(text)
         if not self._flying:
             self._wake()
-
-    def _settle(self) -> None:
-        """Make the text that waits a delta, and give it its position: it is about to be sent, or asked for."""
-        texts, self._texts, self._text_size = self._texts, [], 0
-        self.pieces += len(texts)
-        self._place(TEXT_FIELD, utf8("".join(texts)))
-
-    def _place(self, field: bytes, payload: bytes) -> None:
-        entries = self._entries
-        entries.append(_new(Entry, (f"{len(entries) + 1}{self._suffix}", field, payload)))
-        self._waiting_bytes += len(payload)
-        if len(entries) >= self._full_at or self._waiting_bytes >= _ROOM_BYTES:
-            self.is_full = True
 
     def _wake(self) -> None:
         if self._lane is None:
@@ -181,12 +147,12 @@ class Writer:
 
     async def room(self) -> None:
         """Wait until the provider may be read on."""
-        while self.is_full:
+        while self._backlog.is_full:
             await self._progress()
 
     async def flushed(self) -> None:
         """Wait until everything added so far is stored."""
-        while self._stored < len(self.entries):
+        while self._backlog.waits:
             await self._progress()
 
     async def _progress(self) -> None:
@@ -221,17 +187,17 @@ class Writer:
 
     async def seal(self) -> bool:
         """After the end: have the log stored in fewer entries. See `Log.seal`."""
-        return await self._log.seal(self.lease.generation, self._entries)
+        return await self._log.seal(self.lease.generation, self._backlog.entries)
 
     async def run(self) -> None:
         """Append what is added, until a terminal event is stored."""
         backoff = Backoff(first=0.05, most=1.0)
         try:
             while True:
-                while self._flying or (self._stored == len(self.entries) and self._answered == self._asks):
+                while self._flying or not (self._backlog.waits or self._answered != self._asks):
                     if self._lost is not None:
                         raise self._lost
-                    if not self._flying and self._stored and self._entries[-1].is_terminal:
+                    if not self._flying and self._backlog.has_ended:
                         return
                     self._added.clear()
                     await self._added.wait()
@@ -248,7 +214,7 @@ class Writer:
 
     def _fly(self) -> None:
         """Send the next delta over the lane. Where there is anything else to do, the task does it."""
-        entries, stored, lane = self.entries, self._stored, self._lane
+        entries, stored, lane = self._backlog.entries, self._backlog.stored, self._lane
         if lane is None or self._noted or self._answered != self._asks:
             self._land()
         elif len(entries) == stored:
@@ -262,7 +228,7 @@ class Writer:
             self._land()
             return
         self.answered_at = self._pulse.now()
-        self._advance(self._stored + 1)
+        self._advance(self._backlog.stored + 1)
         self._fly()
 
     def _land(self) -> None:
@@ -271,15 +237,14 @@ class Writer:
         self._added.set()
 
     async def _append(self) -> None:
-        batch = self._next_batch()
-        prev = self._entries[self._stored - 1].position if self._stored else BEGINNING
-        lease, asks = self.lease, self._asks
-        head = self._stored + len(batch)
+        backlog, lease, asks = self._backlog, self.lease, self._asks
+        batch = backlog.batch()
+        head = backlog.stored + len(batch)
         sent: list[tuple[str, _Note]] = []
         if self._notes and batch:
             sent = [item for item in self._notes.items() if not item[1].stored and item[1].seq <= head]
         notes = {field: note.value for field, note in sent}
-        answer = await self._log.append(lease.generation, lease.epoch, lease.owner, prev, batch, notes)
+        answer = await self._log.append(lease.generation, lease.epoch, lease.owner, backlog.prev, batch, notes)
         match answer:
             case answers.Appended(cancel=reason):
                 self._answered = asks
@@ -287,14 +252,14 @@ class Writer:
                     note.stored = True
                 self.answered_at = self._pulse.now()
                 self._advance(head)
-                self._ended = self._ended or (self._stored > 0 and self._entries[self._stored - 1].is_terminal)
+                self._ended = self._ended or backlog.has_ended
                 self._noted = any(not note.stored for note in self._notes.values())
                 self.cancel(reason)
                 await self._take_off()
             case answers.Cancelled(reason=reason):
                 await self._end_cancelled(CancelReason(reason))
                 self.cancel(reason)
-            case answers.Behind(last=last) if self._knows(last):
+            case answers.Behind(last=last) if backlog.knows(last):
                 self._went_back_to(Position.of_entry_id(last).seq)
             case answers.Behind() | answers.Diverged():
                 await self._write_anew()
@@ -307,8 +272,7 @@ class Writer:
 
     async def _take_off(self) -> None:
         """Have the next deltas go over a lane, where the log ends with something of this lease."""
-        running = self._stored > 0 and not self._ended and self.cancel_reason is None and not self._noted
-        if running and self._entries[self._stored - 1].position.endswith(self._suffix):
+        if self._backlog.is_mine and not (self._ended or self._noted or self.cancel_reason):
             lease = self.lease
             self._lane = await self._log.lane(lease.generation, lease.epoch, lease.owner, self._flown)
             self._flying = True
@@ -322,7 +286,7 @@ class Writer:
         ):
             raise errors.RecordGone("the store has no record of the generation, and we may have missed its end")
         self._went_back_to(0)
-        first = [entry for entry in self._next_batch() if not entry.is_terminal]
+        first = [entry for entry in self._backlog.batch() if not entry.is_terminal]
         for note in self._notes.values():
             note.stored = False  # the record that had it is gone
         self._noted = bool(self._notes)
@@ -331,47 +295,22 @@ class Writer:
 
     def _went_back_to(self, stored: int) -> None:
         """The store holds fewer entries than it did."""
-        self._healed += self._stored - stored
+        self._healed += self._backlog.stored - stored
         self._advance(stored)
 
-    def _next_batch(self) -> list[Entry]:
-        waiting = self._entries[self._stored : self._stored + MAX_APPEND_EVENTS]
-        if self._waiting_bytes <= MAX_APPEND_BYTES:
-            return waiting
-        batch: list[Entry] = []
-        size = 0
-        for entry in waiting:
-            size += len(entry.payload)
-            if batch and size > MAX_APPEND_BYTES:
-                break
-            batch.append(entry)
-        return batch
-
     def _advance(self, stored: int) -> None:
-        self._stored = stored
-        waiting = len(self._entries) - stored
-        self._waiting_bytes = sum([len(entry.payload) for entry in self._entries[stored:]]) if waiting else 0
-        self._full_at = stored + _ROOM_EVENTS
-        self.is_full = waiting >= _ROOM_EVENTS or self._waiting_bytes >= _ROOM_BYTES
+        self._backlog.advance(stored)
         if self._waiters:
             waiters, self._waiters = self._waiters, []
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)
 
-    def _knows(self, position: str) -> bool:
-        """Whether `position` is in this writer's log: by that very id, not by its seq."""
-        if position == BEGINNING:
-            return True
-        seq = Position.of_entry_id(position).seq
-        return seq <= len(self._entries) and self._entries[seq - 1].position == position
-
     async def _end_cancelled(self, reason: CancelReason) -> None:
         """The terminal event was refused; `cancelled` takes its place, under a new epoch: an earlier try of the refused
         one, whose answer was lost, may have been stored, shown and then forgotten under this very position."""
-        refused = decode(self._entries[-1])
         await self._claim_anew()
-        self._entries.pop()
+        refused = decode(self._backlog.take_back())
         usage = refused.usage if isinstance(refused, Completed) else None
         self.add(Cancelled(reason=reason, usage=usage))
 
@@ -389,14 +328,13 @@ class Writer:
             raise errors.Closed("the log has its end already")
         mine = self.entries
         since = max((at + 1 for at, entry in enumerate(mine) if entry.field == b"reset"), default=0)
-        self._entries = found
-        self._advance(len(found))
+        self._backlog.replace(found)
         self.add(Reset(attempt=self.lease.attempt, reason=ROLLED_BACK))
         for entry in mine[since:]:
             self.add(decode(entry))
         self._notes.pop(UPSTREAM, None)  # it names a position that is no more
         for note in self._notes.values():
-            note.seq = len(self._entries)
+            note.seq = len(self.entries)
         self._noted = bool(self._notes)
 
     async def _claim_anew(self) -> None:
@@ -411,7 +349,7 @@ class Writer:
         match answer:
             case Lease():
                 self.lease = answer
-                self._suffix = f"-{answer.epoch}"
+                self._backlog.epoch = answer.epoch
                 self.cancel(answer.cancel)
             case Ended():
                 raise errors.Closed("the log has its end already")

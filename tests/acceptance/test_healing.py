@@ -19,7 +19,7 @@ from broker.events import Completed, Reset, Started
 from broker.generation import new_id
 from tests.support.servers import command, free_port, start_replica, wait_in_sync, wait_until
 from tests.support.sse_client import Reader, follow, open_stream
-from tests.support.stack import Stack, eventually
+from tests.support.stack import ONE_BY_ONE, Stack, eventually
 from worker.providers.sim import sim_text
 
 #: Long enough that the text is still being written when the fault comes, on a machine that is busy with other things.
@@ -159,7 +159,7 @@ def test_an_end_that_the_store_forgets_is_put_back(stack: Stack, server: Embedde
 
 
 def test_a_sealed_log_that_the_store_forgets_is_put_back_and_sealed_again(stack: Stack, server: EmbeddedServer) -> None:
-    generation = stack.submit({"tokens": 200, "seed": SEED})
+    generation = stack.submit({"tokens": 200, "seed": SEED}, delivery=ONE_BY_ONE)
     stack.wait_sealed(generation)
     before = stack.log(generation)
     command(server, "FLUSHALL")

@@ -31,12 +31,10 @@ from tests.support.sse_client import (
     read,
     request,
 )
-from tests.support.stack import Stack, eventually
+from tests.support.stack import ONE_BY_ONE, Stack, eventually
 from worker.providers.sim import sim_text
 
 DELTAS = 2_000
-#: Tokens are not joined while they wait, where it is said how long a delta may be.
-ONE_BY_ONE = {"max_chars": 100}
 #: Text of one to four bytes a character, so that a cut is often within one.
 MIXED = "".join(
     random.Random(7).choice(["a", "e", " ", "ü", "é", "東", "京", "λ", "🚀", "👩‍💻", "\n", '"', "\\", "</"])

@@ -33,7 +33,7 @@ from broker.log import Appended, Log
 from broker.settings import Settings
 from broker.store import Store
 from tests.support.sse_client import Reader, SseParser, events_path, read, request
-from tests.support.stack import Stack
+from tests.support.stack import ONE_BY_ONE, Stack
 
 WORDS = [f"wörd{number} " for number in range(70)]
 WHOLE: list[Event] = [
@@ -217,8 +217,8 @@ async def test_an_encoder_is_given_every_event_once_though_the_log_is_sealed_mea
 def test_a_worker_seals_what_has_ended_and_leaves_what_is_short(redis_url: str, tmp_path_factory: Any) -> None:
     """After its first look at the log; a reader of the sealed one gets the same text."""
     with Stack.start(redis_url, tmp_path_factory.mktemp("sealing")) as stack:
-        short = stack.submit({"tokens": 5, "seed": 2})
-        long = stack.submit({"tokens": 300, "seed": 1})
+        short = stack.submit({"tokens": 5, "seed": 2}, delivery=ONE_BY_ONE)
+        long = stack.submit({"tokens": 300, "seed": 1}, delivery=ONE_BY_ONE)
         reader, _ = read(stack.urls[0], long)
         whole = stack.log(long)
         stack.wait_sealed(long)

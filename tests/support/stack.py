@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 from uuid import uuid4
 
 import redis
@@ -361,6 +361,11 @@ class Stack:
         process = kind(f"{name}-{number}", command, {**self._environment, **environment}, self._directory)
         self._processes.append(process)
         return process
+
+
+#: The `delivery` of a job whose tokens are a delta each: they are not joined while they wait where it is said how long a
+#: delta may be.
+ONE_BY_ONE: Final = {"max_chars": 100}
 
 
 def job(options: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
