@@ -363,8 +363,8 @@ class Stack:
         return process
 
 
-#: The `delivery` of a job whose tokens are a delta each: they are not joined while they wait where it is said how long a
-#: delta may be.
+#: The `delivery` of a job whose tokens are a delta each: where it is said how long a delta may be, those that wait are
+#: not joined.
 ONE_BY_ONE: Final = {"max_chars": 100}
 
 
