@@ -32,7 +32,7 @@ def _run(contender: Contender, point: Point, means: Means) -> Outcome:
 
 def _stored(contender: Contender, point: Point, means: Means) -> Outcome:
     seal = ["--seal"] if point.x else []
-    return _written(contender, means, ["--batch", "10", "--words", *seal], memory=_dataset)
+    return _written(contender, means, ["--batch", "1", "--words", *seal], memory=_dataset)
 
 
 def _written(contender: Contender, means: Means, how: list[str], *, memory: Callable[[StoreRunning], int]) -> Outcome:
