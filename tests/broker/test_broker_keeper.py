@@ -98,6 +98,7 @@ async def test_a_sealing_that_fails_is_tried_again_with_the_next_look(
 
 async def test_who_leaves_does_not_wait_for_a_sealing(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = asyncio.Event()
+    monkeypatch.setattr(keepers, "_LOOK_SECONDS", 1000.0)
 
     async def seal(self: Log, generation: str, entries: list[Entry]) -> bool:
         begun.set()
