@@ -93,7 +93,9 @@ export async function breakable(upstream) {
     const far = net.connect(upstream, "127.0.0.1");
     const pair = { near, far };
     pairs.add(pair);
-    proxy.most = Math.max(proxy.most, pairs.size);
+    // Those that the browser has closed are closed before it opens others, but may be read after them.
+    near.on("end", () => (pair.closing = true));
+    setImmediate(() => (proxy.most = Math.max(proxy.most, [...pairs].filter((one) => !one.closing).length)));
     const over = () => (pairs.delete(pair), near.destroy(), far.destroy());
     for (const socket of [near, far]) socket.on("error", over).on("close", over);
     // An orderly end and a reset are passed on as what they are.
