@@ -214,23 +214,23 @@ def windows(**server_us: list[float | None]) -> dict[str, list[Outcome]]:
 
 def test_the_guard_passes_what_holds_and_names_what_does_not() -> None:
     floor, naive = [8.0, 8.0, 8.0], [100.0, 100.0, 100.0]
-    assert judged(windows(legato=[40.0] * 3, c_floor=floor, naive_streaming=naive)) == []
-    dear = judged(windows(legato=[90.0] * 3, c_floor=floor, naive_streaming=naive))
+    assert judged(windows(legato=[30.0] * 3, c_floor=floor, naive_streaming=naive)) == []
+    dear = judged(windows(legato=[50.0] * 3, c_floor=floor, naive_streaming=naive))
     assert len(dear) == 2
     assert any("floor" in problem for problem in dear)
-    unknown = judged(windows(legato=[40.0, 40.0, None], c_floor=floor, naive_streaming=naive))
+    unknown = judged(windows(legato=[30.0, 30.0, None], c_floor=floor, naive_streaming=naive))
     assert len(unknown) == 3, "what was not measured does not hold"
 
 
 def test_the_guard_compares_windows_of_one_round_and_is_not_moved_by_one_of_them() -> None:
     """A machine that is slow for a round is slow for all of it."""
-    seen = windows(legato=[40.0, 400.0, 900.0], c_floor=[8.0, 80.0, 8.0], naive_streaming=[100.0, 1000.0, 100.0])
+    seen = windows(legato=[30.0, 300.0, 900.0], c_floor=[8.0, 80.0, 8.0], naive_streaming=[100.0, 1000.0, 100.0])
     assert judged(seen) == []
-    assert ratio(seen, THRESHOLDS[0]) == 5.0
+    assert ratio(seen, THRESHOLDS[0]) == 3.75
 
 
 def test_the_guard_names_a_loss_whatever_it_cost() -> None:
-    seen = windows(legato=[40.0] * 3, c_floor=[8.0] * 3, naive_streaming=[100.0] * 3)
+    seen = windows(legato=[30.0] * 3, c_floor=[8.0] * 3, naive_streaming=[100.0] * 3)
     seen["legato"][1] = replace(seen["legato"][1], missing=2)
     (problem,) = judged(seen)
     assert problem.startswith("legato: in 1 of 3 windows")
@@ -238,7 +238,7 @@ def test_the_guard_names_a_loss_whatever_it_cost() -> None:
 
 
 def test_the_guard_does_not_judge_on_a_machine_that_is_busy_most_of_the_time() -> None:
-    seen = windows(legato=[40.0] * 3)
+    seen = windows(legato=[30.0] * 3)
     assert busy(seen) is None
     seen["legato"][0] = replace(seen["legato"][0], busy=Busy(steal=0.0, others=0.9))
     assert busy(seen) is None
