@@ -15,7 +15,7 @@ import redis
 from broker.events import Completed, Delta, FinishReason, Started, encode
 from broker.keys import Keys
 from tests.support.sse_client import Answer, events_path, request
-from tests.support.stack import Stack, eventually
+from tests.support.stack import ONE_BY_ONE, Stack, eventually
 from worker.providers.sim import sim_text
 
 #: A whole answer of another attempt.
@@ -44,7 +44,7 @@ def text_of(events: list[dict[str, Any]]) -> str:
 
 def test_an_answer_holds_as_many_events_as_were_asked_for(stack: Stack) -> None:
     """If there are so many: whatever the pages are in which the log is read, and in which form it is stored."""
-    generation = stack.submit({"tokens": 300, "seed": 4})
+    generation = stack.submit({"tokens": 300, "seed": 4}, delivery=ONE_BY_ONE)
     stack.wait_status(generation, "completed")
     for _ in range(2):
         seqs, more = [0], True
