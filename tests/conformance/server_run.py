@@ -44,12 +44,17 @@ def _step(step: Mapping[str, Any], url: str, variables: dict[str, str]) -> Itera
             yield from _request(asked, step.get("expect", {}), step.get("save", {}), url, variables)
 
 
+#: Of submits that say what a token is, and not where it breaks: with a length said, tokens that wait are not joined.
+_ONE_BY_ONE: Final = {"max_chars": 100}
+
+
 def _submit(options: Mapping[str, Any], url: str, variables: dict[str, str], name: str) -> Iterator[str]:
     options = dict(options)
     body = {
         "provider": "sim",
         "model": "sim-1",
         "messages": [{"role": "user", "content": "Say something."}],
+        **({"delivery": _ONE_BY_ONE} if "chunk_chars" in options and "faults" not in options else {}),
         **options.pop("fields", {}),
         "provider_options": options,
     }
