@@ -12,9 +12,7 @@ Bodies are written in chunks, as HTTP/1.1 frames them where there is no length; 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final, Protocol
 
 import httptools
@@ -61,17 +59,7 @@ class Host(Protocol):
 class Held(asyncio.Protocol):
     """A response's body that has begun, on a connection that its server has let go."""
 
-    __slots__ = (
-        "_ahead",
-        "_descriptor",
-        "_goes_on",
-        "_holder",
-        "_host",
-        "_parser",
-        "_transport",
-        "_writable",
-        "takes_more",
-    )
+    __slots__ = ("_ahead", "_goes_on", "_holder", "_host", "_parser", "_transport", "_writable", "takes_more")
 
     def __init__(self, transport: asyncio.Transport, host: Host, holder: Holder, *, goes_on: bool) -> None:
         self.takes_more = True  # what is written now leaves soon
@@ -81,22 +69,13 @@ class Held(asyncio.Protocol):
         self._holder: Holder | None = holder
         self._ahead: bytes | None = None
         self._parser: httptools.HttpRequestParser  # of what came ahead
-        connection = transport.get_extra_info("socket")
-        plain = connection is not None and transport.get_extra_info("sslcontext") is None
-        self._descriptor: int = connection.fileno() if plain else -1  # -1: only the transport can write
         self._writable: asyncio.Future[None] | None = None
         transport.set_protocol(self)
         host.held(self)
 
     def write(self, data: bytes) -> None:
         """Write a part of the body, framed as a chunk by the caller."""
-        transport = self._transport
-        if self._descriptor >= 0 and not (transport.is_closing() or transport.get_write_buffer_size()):
-            # Nothing waits before it: to the kernel at once, which the transport would do later and for more.
-            with suppress(OSError):  # it takes nothing just now, or the connection is broken: the transport knows how
-                data = data[os.write(self._descriptor, data) :]
-        if data:
-            transport.write(data)
+        self._transport.write(data)
 
     async def send(self, body: bytes, seconds: float) -> None:
         """Write a part of the body, piece by piece, and wait until the reader takes more; `TimeoutError` when it takes

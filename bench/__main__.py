@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench.contender import Contender, InstallFailed, NotStarted
+from bench.contender import Contender, InstallFailed, NotStarted, StoreRunning
 from bench.legato import ROOT, Legato
 from bench.machine import TooFewCores, description, take_load_core, verdict
 from bench.plot import plots
@@ -53,13 +53,16 @@ def main() -> int:
         return 3
     workloads = [WORKLOADS[name] for name in _names(options.only, WORKLOADS)]
     contenders, left_out = _contenders(options.against, workloads)
-    about = _about(contenders, left_out)
+    about = _about(contenders, left_out, options.redis_port)
     for line in about:
         print(line)
     means = Means(programs=programs, redis_port=options.redis_port, quick=options.quick, minutes=options.minutes)
     rows: list[Row] = []
     for workload in workloads:
-        for point in workload.quick_points if options.quick else workload.points:
+        points = workload.quick_points if options.quick else workload.points
+        for point in points:
+            if options.points and point.x not in options.points:
+                continue
             for round_ in range(1, options.rounds + 1):
                 for contender in contenders:
                     if workload.name in contender.workloads:
@@ -75,6 +78,11 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--only", default="", help=f"workloads, of {','.join(WORKLOADS)}")
     parser.add_argument("--against", default="", help="rivals, separated by commas; none for Legato alone")
+    parser.add_argument(
+        "--points",
+        type=lambda text: [int(part) for part in text.split(",")],
+        help="only these sizes of a workload: streams, viewers, tokens, as the tables have them",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="short windows and few points: does everything work?")
     parser.add_argument("--minutes", type=float, default=5, help="of the mixed day (W9)")
@@ -163,9 +171,18 @@ def _report(rows: Sequence[Row], about: Sequence[str], options: argparse.Namespa
     return 1 if reasons or any(not row.valid for row in rows) else 0
 
 
-def _about(contenders: Sequence[Contender], left_out: Sequence[str]) -> list[str]:
-    redis = subprocess.run([find_binary(), "--version"], capture_output=True, text=True, check=False).stdout
-    lines = [*description(), f"Redis: {' '.join(redis.split()[:3])}, append-only file, over loopback TCP"]
+def _about(contenders: Sequence[Contender], left_out: Sequence[str], redis_port: int | None) -> list[str]:
+    if redis_port is None:
+        text = subprocess.run([find_binary(), "--version"], capture_output=True, text=True, check=False).stdout
+        redis = f"{' '.join(text.split()[:3])}, append-only file"
+    else:
+        given = StoreRunning(port=redis_port, pid=None)
+        facts = given.info("server")
+        name = "Valkey" if "valkey_version" in facts else "Redis"
+        kept = given.info("persistence").get("aof_enabled") == "1"
+        version = facts.get("valkey_version") or facts["redis_version"]
+        redis = f"{name} {version}, {'append-only file' if kept else 'in memory'}, one for all"
+    lines = [*description(), f"Redis: {redis}, over loopback TCP"]
     lines += [f"{one.name} {one.version()}: {one.summary}. CPU includes {one.includes}." for one in contenders]
     return lines + [f"left out: {line}" for line in left_out]
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,7 +39,9 @@ def cache() -> Path:
 
 def build() -> Path:
     """Compile what changed; returns the directory of the programs. Raises `CompilerMissing`, `ProgramFailed`."""
-    out = cache() / "bin"
+    sources = sorted(path for path in SOURCES.iterdir() if path.is_file())
+    digest = sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+    out = cache() / f"bin-{digest}"  # another checkout has other programs
     out.mkdir(parents=True, exist_ok=True)
     for tool in ("make", "cc", "taskset"):
         if shutil.which(tool) is None:
