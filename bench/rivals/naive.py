@@ -52,7 +52,7 @@ class _Naive(Contender):
 
     def prepare(self, running: Running, streams: int, *, shared: bool = False) -> Streams:
         assert running.store is not None
-        names = tuple(f"naive{next(self._numbers)}" for _ in range(streams))
+        names = tuple(f"naive{os.getpid()}-{next(self._numbers)}" for _ in range(streams))  # of a Redis that is shared
         writing = Writing(sink="xadd", address=running.store.address, targets=names, connections=connections(streams))
         return Streams(paths=tuple(f"/s/{name}" for name in names), writing=writing, names=names)
 
