@@ -17,6 +17,10 @@ _LOOK_SECONDS: Final = 0.1
 #: pause makes the same load cheaper, and must not end by that.
 _BUSY: Final = 0.25
 _QUIET: Final = 0.08
+#: Messages a second that are worth a pause, and how many must come together then: a loop may be busy with something
+#: else, or with many readers of few messages.
+_MANY: Final = 200
+_TOGETHER: Final = 2
 _STEP_SECONDS: Final = 0.002
 _MOST_SECONDS: Final = 0.01
 
@@ -24,7 +28,7 @@ _MOST_SECONDS: Final = 0.01
 class Pace:
     """Asked after each read how long to wait until the next one."""
 
-    __slots__ = ("_clock", "_looked_at", "_seconds", "_spent", "_spent_then")
+    __slots__ = ("_clock", "_looked_at", "_messages", "_reads", "_seconds", "_spent", "_spent_then")
 
     def __init__(
         self, *, clock: Callable[[], float] = time.monotonic, spent: Callable[[], float] = time.thread_time
@@ -35,17 +39,22 @@ class Pace:
         self._seconds = 0.0
         self._looked_at = clock()
         self._spent_then = spent()
+        self._reads = self._messages = 0  # since then
 
-    def pause(self) -> float:
-        """Seconds to leave the connection unread."""
+    def pause(self, messages: int) -> float:
+        """Seconds to leave the connection unread, after a read that brought so many messages."""
+        self._reads += 1
+        self._messages += messages
         now = self._clock()
         gone = now - self._looked_at
         if gone >= _LOOK_SECONDS:
             spent = self._spent()
             share = (spent - self._spent_then) / gone
             self._looked_at, self._spent_then = now, spent
-            if share > _BUSY:
-                self._seconds = min(self._seconds + _STEP_SECONDS, _MOST_SECONDS)
-            elif share < _QUIET:
+            alone = self._messages < _TOGETHER * self._reads
+            if share < _QUIET or (self._seconds and alone):
                 self._seconds = max(self._seconds - _STEP_SECONDS, 0.0)
+            elif share > _BUSY and self._messages > _MANY * gone:
+                self._seconds = min(self._seconds + _STEP_SECONDS, _MOST_SECONDS)
+            self._reads = self._messages = 0
         return self._seconds

@@ -237,12 +237,14 @@ class Wire(asyncio.Protocol):
         self._last_progress = self._loop.time()
         self._reader.feed(data)
         gets, dispatch = self._reader.gets, self._dispatch
+        count = 0
         try:
             while (reply := gets()) is not _INCOMPLETE:
+                count += 1
                 dispatch(reply)
         except hiredis.ProtocolError:
             self.close()
-        if self._pace is not None and self._subscriber and (seconds := self._pace.pause()):
+        if self._pace is not None and self._subscriber and (seconds := self._pace.pause(count)):
             self._rest(seconds)
 
     def _rest(self, seconds: float) -> None:

@@ -19,7 +19,7 @@ from tests.broker.conftest import Kit
 class Unhurried(Pace):
     """That of a loop which is always busy."""
 
-    def pause(self) -> float:
+    def pause(self, messages: int) -> float:
         return 0.01
 
 
