@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from broker.events import DELTA_FIELDS, TEXT_FIELD, Entry, Event, encode, utf8
+from broker.events import DELTA_FIELDS, TEXT_FIELD, Delta, Entry, Event, encode, utf8
 from broker.log import MAX_APPEND_BYTES, MAX_APPEND_EVENTS
 from broker.position import BEGINNING, Position
 
@@ -76,6 +76,7 @@ class Backlog:
         """Give the event the next position."""
         if self._texts:
             self._settle()
+        self.pieces += isinstance(event, Delta)
         self._place(*encode(event))
 
     def add_text(self, text: str) -> None:

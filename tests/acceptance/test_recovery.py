@@ -12,7 +12,7 @@ import redis
 from broker.events import Completed, Delta, Failed, Reset, Started, Status
 from broker.keys import Keys
 from tests.support.sse_client import follow, open_stream
-from tests.support.stack import Stack, eventually
+from tests.support.stack import ONE_BY_ONE, Stack, eventually
 from tests.support.wire_provider import Reply, WireProvider
 from worker.providers.sim import sim_text
 
@@ -150,7 +150,9 @@ def test_a_second_signal_ends_a_worker_that_still_drains(redis_url: str, tmp_pat
 
 def test_nobody_reading_cancels_after_the_grace_and_not_before(stack: Stack) -> None:
     left_alone = {"policy": "cancel", "grace_seconds": 1.5}
-    generation = stack.submit({**SLOW, "tokens": 4000}, on_disconnect=left_alone, max_output_tokens=10_000)
+    generation = stack.submit(
+        {**SLOW, "tokens": 4000}, on_disconnect=left_alone, max_output_tokens=10_000, delivery=ONE_BY_ONE
+    )
     with open_stream(stack.urls[0], generation) as stream:
         frames = stream.frames()
         until = time.monotonic() + 5

@@ -36,7 +36,7 @@ from tests.support.sse_client import (
     read,
     request,
 )
-from tests.support.stack import Api, Stack, eventually, job
+from tests.support.stack import ONE_BY_ONE, Api, Stack, eventually, job
 from worker.providers.sim import sim_text
 
 GENERATIONS = "/v1/generations"
@@ -351,7 +351,7 @@ def test_an_eventsource_is_kept_while_the_store_is_away(fragile: tuple[EmbeddedS
     cursor stays, and gets the rest when the store is back."""
     server, stack = fragile
     url = stack.urls[0]
-    generation = stack.submit({"tokens": 50, "seed": 81})
+    generation = stack.submit({"tokens": 50, "seed": 81}, delivery=ONE_BY_ONE)
     stack.wait_status(generation, "completed")
     with away(server):
         for version, ending in (("1.1", Ending.INCOMPLETE), ("1.0", Ending.RESET)):

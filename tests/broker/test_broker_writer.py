@@ -66,8 +66,11 @@ async def test_text_that_waits_becomes_one_delta(kit: Kit) -> None:
             writer.add_text(f" {number}é")
         await writer.flushed()
         assert writer.pieces == 500
+        writer.add(Delta(text="by itself"))
+        assert writer.pieces == 501
+        await writer.flushed()
     entries = await stored(kit, lease)
-    assert text_of(entries) == "".join(f" {number}é" for number in range(500))
+    assert text_of(entries) == "".join(f" {number}é" for number in range(500)) + "by itself"
     assert len(entries) < 10
     assert_dense(entries, lease)
 
