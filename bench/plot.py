@@ -76,12 +76,12 @@ WANTED: Final = (
     ),
     Wanted(
         file="cost-over-streams.svg",
-        workload="W1",
-        figure="server_us",
+        workload="W1S",
+        figure="total_us",
         x_figure=None,
-        title="Server cost of a token over the number of streams",
-        x_label="streams of 50 tokens/s",
-        y_label="µs CPU a token, server",
+        title="Cost of a token over the number of streams",
+        x_label="streams, 5,000 tokens/s in all",
+        y_label="µs CPU a token, server and Redis",
     ),
     Wanted(
         file="cost-over-viewers.svg",

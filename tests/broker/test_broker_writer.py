@@ -15,10 +15,8 @@ from worker.pulse import Pulse
 from worker.writer import UPSTREAM, Writer
 
 
-@asynccontextmanager
-async def writing(kit: Kit, lease: Lease) -> AsyncIterator[Writer]:
-    """A writer whose task runs, with its first event stored: what follows goes over a lane."""
-    writer = Writer(
+def writer_of(kit: Kit, lease: Lease) -> Writer:
+    return Writer(
         lease,
         [],
         log=kit.log,
@@ -27,6 +25,12 @@ async def writing(kit: Kit, lease: Lease) -> AsyncIterator[Writer]:
         heal_seconds=300,
         on_cancel=lambda: None,
     )
+
+
+@asynccontextmanager
+async def writing(kit: Kit, lease: Lease) -> AsyncIterator[Writer]:
+    """A writer whose task runs, with its first event stored: what follows goes over a lane."""
+    writer = writer_of(kit, lease)
     running = asyncio.create_task(writer.run())
     writer.add(Started(attempt=1, provider="sim", model="m"))
     await writer.flushed()
@@ -170,15 +174,7 @@ async def test_a_stored_cancel_is_heard_of_with_the_next_text(kit: Kit) -> None:
 
 async def test_who_was_replaced_stops_with_its_next_text(kit: Kit) -> None:
     lease = await kit.claimed()
-    writer = Writer(
-        lease,
-        [],
-        log=kit.log,
-        leases=kit.leases,
-        pulse=Pulse(tolerance=60),
-        heal_seconds=300,
-        on_cancel=lambda: None,
-    )
+    writer = writer_of(kit, lease)
     running = asyncio.create_task(writer.run())
     writer.add(Started(attempt=1, provider="sim", model="m"))
     writer.add_text("mine")
