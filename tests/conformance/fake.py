@@ -71,6 +71,8 @@ class Fake:
 
     def __enter__(self) -> Self:
         if self._start_after_ms is not None:
+            if not self._start_after_ms:
+                self._socket.listen(64)  # now: a client that gives up at once asks once, however late the thread is
             self._start(self._accept)
         return self
 
@@ -96,9 +98,10 @@ class Fake:
             self._faults.append(f"the scripted server: {exc!r}")
 
     def _accept(self) -> None:
-        if self._closing.wait((self._start_after_ms or 0) / 1000):
-            return
-        self._socket.listen(64)
+        if self._start_after_ms:
+            if self._closing.wait(self._start_after_ms / 1000):
+                return
+            self._socket.listen(64)
         while not self._closing.is_set():
             try:
                 connection, _ = self._socket.accept()
