@@ -156,6 +156,7 @@ class Store:
         for key in keys:
             wire = await self._wire(await self._topology.locate(key))
             asked.append(wire.call(verb, key, *arguments))
+            asked[-1].add_done_callback(_retrieve)  # the next one's server may be away: nobody waits for this one then
         return await asyncio.gather(*asked, return_exceptions=True)
 
     async def get(self, key: str) -> bytes | None:
