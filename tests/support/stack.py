@@ -122,6 +122,13 @@ class Process:
         """How many descriptors it has."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
+    def holds(self, client_port: int) -> bool:
+        """Whether it has the connection that a client made from this port; not, where only the kernel has it still."""
+        ends = f":{self.port:04X}", f":{client_port:04X}"
+        rows = [line.split() for line in Path(f"/proc/{self.pid}/net/tcp").read_text().splitlines()[1:]]
+        inodes = [row[9] for row in rows if (row[1][8:], row[2][8:]) == ends]
+        return any(inode != "0" for inode in inodes)
+
     def _stands_still(self) -> bool:
         """Every thread of it; where there is no /proc, that is taken for granted."""
         try:
