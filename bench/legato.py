@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -19,8 +20,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from bench.contender import Contender, Place, Running, StoreRunning, Streams, connections, process, store
-from bench.machine import free_port
+from bench.contender import (
+    Contender,
+    NotStarted,
+    Place,
+    Running,
+    StoreRunning,
+    Streams,
+    connections,
+    process,
+    store,
+    with_children,
+)
+from bench.machine import children, cpu_us, free_port
 from bench.programs import Writing
 from broker.events import Completed, Entry, FinishReason, encode
 from broker.generation import Request
@@ -40,6 +52,9 @@ _LEASE_SECONDS: Final = 300.0
 #: Submits under way at once.
 _AT_ONCE: Final = 20
 _CANCEL_SECONDS: Final = 10.0
+#: Several processes have come to rest when they use no CPU for so long.
+_REST_SECONDS: Final = 0.5
+_START_SECONDS: Final = 30.0
 #: The name of the scripted provider in the whole path.
 _PROVIDER: Final = "scripted"
 
@@ -49,13 +64,15 @@ class Legato(Contender):
     summary = "one `legato api`, uvicorn with uvloop, settings as they are by default"
     includes = "reading Redis, one subscription for all streams, the frames; the append is Redis' part"
     workloads = frozenset({"W1", "W1C", "W1S", "W2", "W3", "W3S", "W4", "W5", "W5M", "W6", "W7", "W7J", "W8", "W9"})
+    #: Of the API, behind its port.
+    processes = 1
 
     def version(self) -> str:
         return version("legato")
 
     @contextmanager
     def start(self, place: Place) -> Iterator[Running]:
-        with store(place) as redis, _api(place, redis, {}) as running:
+        with store(place) as redis, _api(place, redis, {}, processes=self.processes) as running:
             yield running
 
     def prepare(self, running: Running, streams: int, *, shared: bool = False) -> Streams:
@@ -110,14 +127,42 @@ class Legato(Contender):
                 )
 
 
+class LegatoProcesses(Legato):
+    """Does an event cost more where several processes share the port?"""
+
+    name = "legato_processes"
+    summary = "`legato api --workers 3`, all of them on the server's core"
+    workloads = frozenset({"W1", "W1S", "W2", "W8"})
+    processes = 3
+
+
 @contextmanager
-def _api(place: Place, redis: StoreRunning, more: dict[str, str], *, port: int = 0) -> Iterator[Running]:
+def _api(
+    place: Place, redis: StoreRunning, more: dict[str, str], *, port: int = 0, processes: int = 1
+) -> Iterator[Running]:
     port = port or free_port()
-    command = [sys.executable, "-m", "cli.main", "api", "--port", str(port)]
+    command = [sys.executable, "-m", "cli.main", "api", "--port", str(port), "--workers", str(processes)]
     environment = _environment(redis, {"LEGATO_PROVIDERS": "sim"} | more)
     url = f"http://127.0.0.1:{port}/readyz"
     with process(place, "api", command, url=url, environment=environment, directory=ROOT) as api:
-        yield Running(port=port, servers={"api": api.pid}, store=redis)
+        servers = {"api": api.pid}
+        if processes > 1:
+            _wait_until_idle(api.pid, processes)  # whoever answers first says nothing of the others
+            servers = with_children("api", api.pid)
+        yield Running(port=port, servers=servers, store=redis)
+
+
+def _wait_until_idle(parent: int, processes: int) -> None:
+    """Wait until a process has so many children, and all of them have come to rest."""
+    deadline, before = time.monotonic() + _START_SECONDS, -1.0
+    while time.monotonic() < deadline:
+        found = children(parent)
+        spent = cpu_us(found)
+        if len(found) == processes and spent == before:
+            return
+        before = spent
+        time.sleep(_REST_SECONDS)
+    raise NotStarted(f"the {processes} processes of the API do not come to rest; {len(children(parent))} are there")
 
 
 def _environment(redis: StoreRunning, more: dict[str, str]) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Everything that Legato is compared with, by name: one file each says how it is installed, started, written and read.
 
-They are only run, never shipped; each has its own licence.
+They are only run, never shipped; each has its own licence. The last one is Legato itself, with several processes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from bench.contender import Contender
+from bench.legato import LegatoProcesses
 from bench.rivals.c_floor import CFloor
 from bench.rivals.centrifugo import Centrifugo
 from bench.rivals.direct import Direct
@@ -33,6 +34,7 @@ _ALL: Final[tuple[Contender, ...]] = (
     Centrifugo(),
     Direct(),
     RedisAsyncio(),
+    LegatoProcesses(),
 )
 
 RIVALS: Final[Mapping[str, Contender]] = {rival.name: rival for rival in _ALL}
