@@ -14,7 +14,7 @@ import logging
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
@@ -68,7 +68,7 @@ class Protocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 protocol; it hands the application its connection (`api.stream.Connection`), and says no to
     what is no HTTP as the application says no to everything else. `host` has the connections that are held."""
 
-    _unfinished: tuple[RequestResponseCycle, ...] = ()  # several, where requests are sent behind one another
+    _unfinished: tuple[_Exchange, ...] = ()  # several, where requests are sent behind one another
 
     def __init__(self, *, host: Server, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -78,8 +78,9 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self.cycle is None or self.cycle.scope is not self.scope:
             return  # a WebSocket: somebody else's from here on
-        self._unfinished = (*(cycle for cycle in self._unfinished if not cycle.response_complete), self.cycle)
-        self.scope[CONNECTION] = _Exchange(self, self.cycle)  # type: ignore[typeddict-unknown-key]  # a key of ours
+        exchange = _Exchange(self, self.cycle)
+        self._unfinished = (*(one for one in self._unfinished if not one.cycle.response_complete), exchange)
+        self.scope[CONNECTION] = exchange  # type: ignore[typeddict-unknown-key]  # a key of ours
 
     def let_go(self, holder: Holder) -> Held:
         """Have the connection held, and forget all about it: what is not freed now waits for the collector."""
@@ -92,12 +93,12 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        for cycle in self._unfinished:  # uvicorn tells the last one only
-            cycle.disconnected = not cycle.response_complete
-            cycle.message_event.set()
+        for exchange in self._unfinished:
+            exchange.lost()
 
     def send_400_response(self, msg: str) -> None:
-        if any(cycle.response_started and not cycle.response_complete for cycle in self._unfinished):
+        cycles = [exchange.cycle for exchange in self._unfinished]
+        if any(cycle.response_started and not cycle.response_complete for cycle in cycles):
             self.transport.close()  # behind a request whose answer is on its way: no status fits into that
             return
         problem = Problem(400, "malformed_http", "what was sent is no HTTP request")
@@ -116,23 +117,47 @@ class Protocol(HttpToolsProtocol):
 class _Exchange:
     """The connection of one request (`api.stream.Connection`): another one may be waiting behind it."""
 
-    __slots__ = ("_cycle", "_protocol")
+    __slots__ = ("_on_lost", "_protocol", "cycle")
 
     def __init__(self, protocol: Protocol, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
+        self.cycle = cycle
         self._protocol = protocol
+        self._on_lost: Callable[[], None] | None = None
+
+    @property
+    def takes_more(self) -> bool:
+        """uvicorn waits before it writes, if at all."""
+        return not self._protocol.flow.write_paused
+
+    def on_lost(self, call: Callable[[], None] | None) -> None:
+        """See `api.stream.Connection`."""
+        self._on_lost = call
+        if call is not None:
+            self._protocol.flow.resume_reading()  # who does not read is not told
+            if self.cycle.disconnected:
+                asyncio.get_running_loop().call_soon(self._tell)
+
+    def lost(self) -> None:
+        """The connection is. uvicorn tells the last of its requests only."""
+        self.cycle.disconnected = not self.cycle.response_complete
+        self.cycle.message_event.set()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._on_lost is not None:
+            self._on_lost()
 
     @property
     def may_hold(self) -> bool:
         """Whether nothing but the body that has begun needs this connection: its request has come whole, and nothing
         of another one."""
-        protocol, cycle = self._protocol, self._cycle
+        protocol, cycle = self._protocol, self.cycle
         alone = cycle is protocol.cycle and cycle.scope is protocol.scope and not cycle.more_body
         return alone and not (cycle.disconnected or protocol.transport.is_closing())
 
     def hold(self, holder: Holder) -> Held:
         """Let the connection go. The request ends as if its reader had left, of which uvicorn makes nothing."""
-        self._cycle.disconnected = True
+        self.cycle.disconnected = True
         return self._protocol.let_go(holder)
 
     async def reset(self, *, flush: bool) -> None:
@@ -147,8 +172,8 @@ class _Exchange:
 
     def end_of_body_is_close(self) -> None:
         """uvicorn would send chunks, which HTTP/1.0 does not know; it may as well wait for a length never reached."""
-        self._cycle.chunked_encoding = False
-        self._cycle.expected_content_length = sys.maxsize
+        self.cycle.chunked_encoding = False
+        self.cycle.expected_content_length = sys.maxsize
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import lru_cache
 from typing import Final, Protocol
 from urllib.parse import parse_qs
 
@@ -52,6 +53,16 @@ class Connection(Protocol):
 
     def end_of_body_is_close(self) -> None:
         """The body has no length and no chunks: to be said before the response starts, to a reader of HTTP/1.0."""
+        ...
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether what is sent now is taken at once."""
+        ...
+
+    def on_lost(self, call: Callable[[], None] | None) -> None:
+        """Call this, once, from the loop, when the reader has left, or soon where it has already; None: nothing any
+        more."""
         ...
 
     @property
@@ -160,6 +171,8 @@ class FaultResponse(Response):
 
 def query_of(scope: Scope) -> dict[str, str]:
     """The query of a request; the last of a name counts."""
+    if not scope["query_string"]:
+        return {}
     asked = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
     return {name: values[-1] for name, values in asked.items()}
 
@@ -183,14 +196,19 @@ def snapshot_asked(query: dict[str, str]) -> bool:
     return asked == "snapshot"
 
 
-def accepted(headers: Headers) -> set[str]:
+def accepted(headers: Headers) -> frozenset[str]:
     """The media types that Accept names, in lower case; what it gives no weight is not among them."""
+    return _kinds_of(",".join(headers.getlist("accept")))
+
+
+@lru_cache(maxsize=256)  # clients are of a few kinds, and each request asks two or three times
+def _kinds_of(accept: str) -> frozenset[str]:
     kinds = set()
-    for item in ",".join(headers.getlist("accept")).lower().split(","):
+    for item in accept.lower().split(","):
         kind, *parameters = (part.strip() for part in item.split(";"))
         if not any(_NO_WEIGHT.fullmatch(parameter) for parameter in parameters):
             kinds.add(kind)
-    return kinds
+    return frozenset(kinds)
 
 
 def framing_of(headers: Headers) -> Framing:
@@ -276,40 +294,72 @@ async def send_body(
     if scope["method"] == "HEAD":
         await send({"type": "http.response.body", "body": b""})
         return
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 - a coroutine of a server runs in a task
-    leaving = asyncio.ensure_future(left(receive))
-    leaving.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
+    reader = _Reader(connection, receive)
+
+    async def put(body: bytes, *, more: bool) -> None:
+        message = {"type": "http.response.body", "body": body, "more_body": more}
+        if connection is not None and connection.takes_more:
+            await send(message)  # it does not wait, and a time-out costs more than the rest
+            return
+        async with asyncio.timeout(send_seconds):
+            await send(message)
+
     try:
         while True:
             async for chunk in chunks:
                 for start in range(0, len(chunk), PIECE_BYTES):
-                    async with asyncio.timeout(send_seconds):
-                        piece = chunk[start : start + PIECE_BYTES]
-                        await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    await put(chunk[start : start + PIECE_BYTES], more=True)
             if viewer is None or not viewer.parks:
                 break
             if connection is not None and connection.may_hold:
                 return
             chunks = viewer.stay()
         finished = viewer is not None and viewer.finished
-        async with asyncio.timeout(send_seconds):
-            if old and connection is not None:
-                # Nothing more to say: this reader's end is the connection's, a plain close or a reset.
-                if not finished:
+        if old and connection is not None:
+            # Nothing more to say: this reader's end is the connection's, a plain close or a reset.
+            if not finished:
+                async with asyncio.timeout(send_seconds):
                     await connection.reset(flush=True)
-            elif finished:
-                await send({"type": "http.response.body", "body": b""})
+        elif finished:
+            await put(b"", more=False)
     except TimeoutError:
         # It takes nothing: what is buffered for it would keep an ordinary close waiting for as long as TCP does.
         if connection is not None:
             await connection.reset(flush=False)
     except asyncio.CancelledError:
-        if not leaving.done():
+        if not reader.has_left:
             raise  # somebody else's cancellation: the server is stopping
-        task.uncancel()
+        reader.task.uncancel()
     finally:
-        leaving.cancel()
+        reader.forget()
+
+
+class _Reader:
+    """Whom the current task sends to: it is cancelled when that reader leaves."""
+
+    def __init__(self, connection: Connection | None, receive: Receive) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine of a server runs in a task
+        self.task = task
+        self.has_left = False
+        self._connection = connection
+        self._leaving: asyncio.Future[None] | None = None
+        if connection is not None:
+            connection.on_lost(self._left)
+        else:
+            self._leaving = asyncio.ensure_future(left(receive))
+            self._leaving.add_done_callback(lambda done: None if done.cancelled() else self._left())
+
+    def forget(self) -> None:
+        """It may leave as it likes."""
+        if self._connection is not None:
+            self._connection.on_lost(None)
+        elif self._leaving is not None:
+            self._leaving.cancel()
+
+    def _left(self) -> None:
+        self.has_left = True
+        self.task.cancel()
 
 
 async def once(chunk: bytes) -> AsyncIterator[bytes]:
