@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import pytest
 
-from bench.guard import THRESHOLDS, busy, judged, ratio
+from bench import hot_path
+from bench.guard import HOT_PATH, THRESHOLDS, busy, judged, judged_hot_path, ratio
 from bench.machine import LOAD_CORE, SERVER_CORE, children, on_core, verdict
 from bench.plot import HEIGHT, WIDTH, Line, Plot, plots, svg, tick_label
 from bench.provider import answer_of, chunk
@@ -22,6 +23,7 @@ from bench.workload import Outcome
 from bench.workloads import WORKLOADS
 from bench.workloads.ceiling import holds
 from bench.workloads.day import growth_a_minute
+from broker.joined import behind, rows_of, split
 
 HEADLINE = {"W1": "total_us"}
 QUIET = Busy(steal=0.0, others=0.01)
@@ -227,6 +229,24 @@ def test_the_guard_compares_windows_of_one_round_and_is_not_moved_by_one_of_them
     seen = windows(legato=[30.0, 300.0, 900.0], c_floor=[8.0, 80.0, 8.0], naive_streaming=[100.0, 1000.0, 100.0])
     assert judged(seen) == []
     assert ratio(seen, THRESHOLDS[0]) == 3.75
+
+
+def test_the_guard_names_the_stretch_of_our_own_code_that_has_become_dearer() -> None:
+    well = {name: most / 1.25 for name, most in HOT_PATH.items()}
+    assert judged_hot_path(well) == []
+    (problem,) = judged_hot_path(well | {"append": 2 * HOT_PATH["append"]})
+    assert "append" in problem
+    assert len(judged_hot_path(dict.fromkeys(HOT_PATH, float("nan")))) == 3, "what was not measured does not hold"
+
+
+def test_an_object_for_each_stored_entry_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a replay did before rows were merged as they come."""
+    before = hot_path.measured(goes=5)["replay"]
+    monkeypatch.setattr(hot_path, "behind", lambda rows, seq: rows_of(split(behind(rows, seq))))
+    dearer = hot_path.measured(goes=5)["replay"] / before
+    free = dict.fromkeys(HOT_PATH, 0.0)
+    assert judged_hot_path(free | {"replay": HOT_PATH["replay"] / 1.25}) == []
+    assert len(judged_hot_path(free | {"replay": HOT_PATH["replay"] / 1.25 * dearer})) == 1
 
 
 def test_the_guard_names_a_loss_whatever_it_cost() -> None:
