@@ -21,7 +21,7 @@ from broker.pace import Pace
 from broker.position import BEGINNING
 from broker.scripts import MARKER, Script
 from broker.settings import Settings
-from broker.wire import Address, Arg, NotPrimary, Redirected, Reply, ScriptUnknown, Wire
+from broker.wire import Address, Arg, NotPrimary, Redirected, Reply, ScriptUnknown, Wire, pack
 
 #: How often one call follows the cluster to where a slot went.
 _HOPS = 4
@@ -138,26 +138,17 @@ class Store:
             await self._topology.refresh()
             raise
 
-    async def last_ids(self, logs: Sequence[str]) -> list[str | None]:
-        """The last entry id of each stream, `0-0` of an empty one, None where there is no stream or no answer.
-
-        On the pipelined connections: a round trip or two a server, whatever the number of streams.
-        """
-        replies = await self._each("XREVRANGE", logs, "+", "-", "COUNT", 1)
+    async def last_ids(self, address: Address, logs: Sequence[str]) -> list[str | None]:
+        """The last entry id of each stream, all of them on one server: `0-0` of an empty one, None where there is no
+        stream or no answer. A round trip, and another one where some are empty."""
+        wire = await self._wire(address)
+        replies = await wire.each([pack("XREVRANGE", log, "+", "-", "COUNT", 1) for log in logs])
         found = [reply[0][0].decode() if isinstance(reply, list) and reply else None for reply in replies]
-        empty = [at for at, reply in enumerate(replies) if reply == []]
-        for at, there in zip(empty, await self._each("EXISTS", [logs[at] for at in empty]), strict=True):
-            found[at] = BEGINNING if there == 1 else None
+        if empty := [at for at, reply in enumerate(replies) if reply == []]:
+            there = await wire.each([pack("EXISTS", logs[at]) for at in empty])
+            for at, reply in zip(empty, there, strict=True):
+                found[at] = BEGINNING if reply == 1 else None
         return found
-
-    async def _each(self, verb: str, keys: Sequence[str], *arguments: Arg) -> list[Reply]:
-        """What a command answers for each key, all sent together; an exception where there is no answer."""
-        asked = []
-        for key in keys:
-            wire = await self._wire(await self._topology.locate(key))
-            asked.append(wire.call(verb, key, *arguments))
-            asked[-1].add_done_callback(_retrieve)  # the next one's server may be away: nobody waits for this one then
-        return await asyncio.gather(*asked, return_exceptions=True)
 
     async def get(self, key: str) -> bytes | None:
         """A value, whole."""

@@ -26,7 +26,8 @@ from broker.wire import Address, Reply, Wire
 
 #: How often the last entry of a quiet log is compared with its window.
 _CHECK_SECONDS: Final = 1.0
-
+#: So many are looked at together: nobody else waits for long.
+_CHECKED_AT_ONCE: Final = 500
 
 #: More entries at once are joined, which is for a viewer that looks for itself.
 _MOST_AT_ONCE: Final = 16
@@ -50,6 +51,8 @@ class Sink(Protocol):
 
 class Topic:
     """One generation that is being followed."""
+
+    __slots__ = ("_pushed", "_sinks", "_waiting", "generation", "version", "viewers", "window")
 
     def __init__(self, generation: str) -> None:
         self.generation = generation
@@ -228,15 +231,29 @@ class Tail:
         """Once a second, compare the last entry of every quiet log with its window: notifications can be lost."""
         while True:
             await asyncio.sleep(_CHECK_SECONDS)
-            quiet = [topic for topic in self._topics.values() if topic.was_quiet()]
-            if not quiet:
-                continue
-            known = [topic.window.last for topic in quiet]
+            quiet: dict[Wire | None, list[Topic]] = {}
+            for channel, topic in self._topics.items():
+                if topic.was_quiet():
+                    quiet.setdefault(self._served_by.get(channel), []).append(topic)
+            # Where a log's notifications come from its entries are. Others are looked for: they have nothing but this.
+            at: dict[Address, list[Topic]] = {}
+            for topic in quiet.pop(None, []):
+                with suppress(StoreError):
+                    at.setdefault(await self._store.locate(self._keys.log(topic.generation)), []).append(topic)
+            for wire, topics in quiet.items():
+                if wire is not None:
+                    at.setdefault(wire.address, []).extend(topics)
+            await asyncio.gather(*(self._check(address, topics) for address, topics in at.items()))
+
+    async def _check(self, address: Address, topics: list[Topic]) -> None:
+        for at in range(0, len(topics), _CHECKED_AT_ONCE):
+            some = topics[at : at + _CHECKED_AT_ONCE]
+            known = [topic.window.last for topic in some]
             try:
-                heads = await self._store.last_ids([self._keys.log(topic.generation) for topic in quiet])
+                heads = await self._store.last_ids(address, [self._keys.log(topic.generation) for topic in some])
             except StoreError:
-                continue
-            for topic, before, head in zip(quiet, known, heads, strict=True):
+                return
+            for topic, before, head in zip(some, known, heads, strict=True):
                 if topic.window.last == before != head:
                     topic.disturb()
 

@@ -37,6 +37,8 @@ class Window:
     """A chain of entries behind a known position. Bounded: the oldest entries fall out, readers that far behind
     read from the log."""
 
+    __slots__ = ("_bytes", "_dropped", "_index", "_most", "_most_bytes", "_notices", "last")
+
     def __init__(self, *, most_entries: int = 128, most_bytes: int = 256 * 1024) -> None:
         self._most = most_entries
         self._most_bytes = most_bytes

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,6 +117,12 @@ def error_of(message: str, address: Address) -> StoreError:
     return StoreReplyError(message)
 
 
+def pack(*command: Arg) -> bytes:
+    """A command as it is sent."""
+    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]
+    return packed
+
+
 class Wire(asyncio.Protocol):
     """A connection. Replies come in the order of the calls; a broken wire stays broken: make a new one.
 
@@ -194,7 +200,7 @@ class Wire(asyncio.Protocol):
             future.set_exception(StoreUnavailable("the connection to Redis is closed"))
             return future
         self._waiting.append(future)
-        self._write(hiredis.pack_command(command))  # type: ignore[arg-type]
+        self._write(pack(*command))
         return future
 
     def tell(self, packed: bytes, answered: Answered) -> None:
@@ -203,12 +209,32 @@ class Wire(asyncio.Protocol):
         self._waiting.append(answered)
         self._write(packed)
 
+    async def each(self, packed: Sequence[bytes]) -> list[Reply]:
+        """The answers to several commands, an error where one means that: one future for all of them. Raises
+        `StoreUnavailable` when nothing was sent."""
+        if self.closed:
+            raise StoreUnavailable("the connection to Redis is closed")
+        answers: list[Reply] = []
+        if not packed:
+            return answers
+        done: asyncio.Future[None] = self._loop.create_future()
+
+        def answered(reply: Reply) -> None:
+            answers.append(reply)
+            if len(answers) == len(packed) and not done.done():
+                done.set_result(None)
+
+        for command in packed:
+            self.tell(command, answered)
+        await done
+        return answers
+
     def send(self, *command: str | bytes | int) -> None:
         """Send a command whose answer arrives as a push (SSUBSCRIBE and the like). A refusal has no sender to go to:
         it closes the connection, and the subscriber starts over."""
         self._subscriber = True
         if not self.closed:
-            self._write(hiredis.pack_command(command))  # type: ignore[arg-type]
+            self._write(pack(*command))
 
     def close(self) -> None:
         """Close at once; who waits gets `StoreUnavailable`."""

@@ -16,6 +16,7 @@ _ALL: Final[tuple[Workload, ...]] = (
     replay.WORKLOAD,
     replay.SEALED,
     idle.WORKLOAD,
+    idle.ALONE,
     append.WORKLOAD,
     append.MEMORY,
     latency.WORKLOAD,

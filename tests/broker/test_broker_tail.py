@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import pytest
 
+from broker.errors import StoreUnavailable
 from broker.events import Entry
 from broker.lease import Lease
 from broker.log import Appended
 from broker.pace import Pace
 from broker.position import BEGINNING
 from broker.tail import Tail, Topic
+from broker.wire import Address, Wire
 from tests.broker.conftest import Kit
 
 
@@ -112,6 +115,62 @@ async def test_an_entry_whose_notification_was_lost_is_found_by_the_check(kit: K
         # Stored behind the back of the script: nobody is told.
         await kit.raw.xadd(kit.store.keys.log(lease.generation), {b"d": b"6"}, id="6-1")
     assert reading.result()[-1] == b"6"
+
+
+async def test_of_many_quiet_logs_the_check_finds_the_one_that_grew(
+    kit: Kit, tail: Tail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where they are looked at in several goes, and some of them are gone or empty."""
+    monkeypatch.setattr("broker.tail._CHECKED_AT_ONCE", 3)
+    leases = [await kit.claimed() for _ in range(10)]
+    logs = [kit.store.keys.log(lease.generation) for lease in leases]
+    for lease in leases:
+        await write(kit, lease, 5)
+    async with AsyncExitStack() as stack:
+        topics = [await stack.enter_async_context(tail.follow(lease.generation)) for lease in leases]
+        for topic, lease in zip(topics, leases, strict=True):
+            topic.window.start(f"5-{lease.epoch}")
+        await asyncio.sleep(1.2)
+        before = [topic.version for topic in topics]
+        await kit.raw.xadd(logs[7], {b"d": b"6"}, id="6-1")
+        await kit.raw.delete(logs[2])
+        await kit.raw.xtrim(logs[4], maxlen=0)
+        await asyncio.sleep(1.2)
+    changed = [topic.version > version for topic, version in zip(topics, before, strict=True)]
+    assert [at for at, seen in enumerate(changed) if seen] == [2, 4, 7]
+
+
+async def test_where_notifications_cannot_be_had_the_check_brings_what_is_written(
+    kit: Kit, tail: Tail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No connection more can be had, say; the ones there are still serve."""
+
+    async def refused(address: Address) -> Wire:
+        raise StoreUnavailable("max number of clients reached")
+
+    monkeypatch.setattr(tail, "_wire", refused)
+    hurried = kit.store.settings.model_copy(update={"store_timeout_seconds": 0.1})
+    monkeypatch.setattr(kit.store, "settings", hurried)
+    lease = await kit.claimed()
+    async with tail.follow(lease.generation) as topic, asyncio.TaskGroup() as group:
+        reading = group.create_task(read(kit, topic, 20))
+        group.create_task(write(kit, lease, 20, pause=0.1))
+    assert reading.result() == [b"%d" % seq for seq in range(1, 21)]
+
+
+async def test_last_ids_say_what_is_there(kit: Kit) -> None:
+    there, empty, missing, other = (
+        kit.store.keys.log(f"gen_{name}") for name in ("there", "empty", "missing", "other")
+    )
+    await kit.raw.xadd(there, {b"d": b"x"}, id="3-1")
+    await kit.raw.xadd(empty, {b"d": b"x"}, id="1-1")
+    await kit.raw.xtrim(empty, maxlen=0)
+    await kit.raw.set(other, b"no stream")
+    found = {}
+    for log in (there, empty, missing, other):
+        (found[log],) = await kit.store.last_ids(await kit.store.locate(log), [log])
+    assert found == {there: "3-1", empty: BEGINNING, missing: None, other: None}
+    assert await kit.store.last_ids(await kit.store.locate(there), []) == []
 
 
 async def test_a_viewer_that_comes_while_another_leaves_is_subscribed(kit: Kit, tail: Tail) -> None:

@@ -33,7 +33,7 @@ HOPELESS = ["NOAUTH Authentication required.", "WRONGPASS invalid username-passw
 
 
 class FakeServer:
-    """Answers every script with what `reply` says, and everything else with OK; counts what it got."""
+    """Answers every script and `XREVRANGE` with what `reply` says, and everything else with OK; counts what it got."""
 
     def __init__(self, reply: Callable[[list[bytes]], bytes | None]) -> None:
         self.commands: list[list[bytes]] = []
@@ -46,10 +46,10 @@ class FakeServer:
                 for _ in range(int(line[1:])):
                     length = int((await reader.readline())[1:])
                     command.append((await reader.readexactly(length + 2))[:-2])
-                scripted = command[0].upper() in (b"EVALSHA", b"EVAL")
-                if scripted:
+                asked = command[0].upper() in (b"EVALSHA", b"EVAL", b"XREVRANGE")
+                if asked:
                     self.commands.append(command)
-                answer = self._reply(command) if scripted else b"+PONG" if command[0] == b"PING" else b"+OK"
+                answer = self._reply(command) if asked else b"+PONG" if command[0] == b"PING" else b"+OK"
                 if command[0] == b"HELLO":
                     answer = b"%1\r\n$5\r\nproto\r\n:3"
                 if answer is None:
@@ -116,3 +116,12 @@ async def test_a_server_that_stops_answering_is_given_up() -> None:
         with pytest.raises(StoreError):
             async with asyncio.timeout(10):
                 await store.pipe(APPEND, ["k"], [])
+
+
+async def test_a_connection_that_breaks_over_many_questions_answers_each_of_them() -> None:
+    """With what came before it broke, and with a fault for the rest."""
+    entry = b"*1\r\n*2\r\n$3\r\n7-1\r\n*2\r\n$1\r\nd\r\n$1\r\nx"
+    answers = iter([entry, entry])
+    async with store_over(lambda _: next(answers, None)) as (store, _):
+        address = await store.locate("k")
+        assert await store.last_ids(address, ["a", "b", "c", "d"]) == ["7-1", "7-1", None, None]
