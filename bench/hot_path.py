@@ -39,6 +39,8 @@ GOES: Final = 40
 
 _WORDS: Final = (" the", " of", " token", " a", " stream", ",", " resumes", " where", " it", " was", " left", " so")
 _EPOCH: Final = 1
+#: Generations that are written beside one another.
+_WRITERS: Final = 20
 
 
 def measured(goes: int = GOES) -> dict[str, float]:
@@ -197,32 +199,36 @@ class _Log:
 
 
 async def _append() -> None:
+    """Of several generations, as a worker has them: a turn of the loop is shared."""
     wire = _Wire()
     log: Any = _Log(wire)
     unused: Any = None
     request = Request(provider="sim", model="bench", messages=[{"role": "user", "content": "x"}])
-    lease = Lease(
-        generation="gen_x",
-        epoch=_EPOCH,
-        owner="owner",
-        attempt=1,
-        tenant="dev",
-        request=request,
-        cancel="",
-        created_ms=0,
-        started_ms=0,
-        claimed_ms=0,
-        head="0-0",
-    )
-    writer = Writer(
-        lease, [], log=log, leases=unused, pulse=Pulse(tolerance=60), heal_seconds=300, on_cancel=lambda: None
-    )
-    running = asyncio.create_task(writer.run())
-    for number in range(TOKENS):
-        writer.add_text(_WORDS[number % len(_WORDS)])
-        await writer.flushed()
-    running.cancel()
-    assert wire.commands == TOKENS - 1, "not every delta went over the lane"
+    pulse = Pulse(tolerance=60)
+
+    async def one(name: str) -> None:
+        lease = Lease(
+            generation=name,
+            epoch=_EPOCH,
+            owner="owner",
+            attempt=1,
+            tenant="dev",
+            request=request,
+            cancel="",
+            created_ms=0,
+            started_ms=0,
+            claimed_ms=0,
+            head="0-0",
+        )
+        writer = Writer(lease, [], log=log, leases=unused, pulse=pulse, heal_seconds=300, on_cancel=lambda: None)
+        running = asyncio.create_task(writer.run())
+        for number in range(TOKENS // _WRITERS):
+            writer.add_text(_WORDS[number % len(_WORDS)])
+            await writer.flushed()
+        running.cancel()
+
+    await asyncio.gather(*(one(f"gen_{number}") for number in range(_WRITERS)))
+    assert wire.commands == TOKENS - _WRITERS, "not every delta but the first went over the lane"
 
 
 # --- stored entries, to their frame ---
