@@ -51,7 +51,7 @@ from broker.records import Records
 from broker.settings import Settings
 from broker.store import Store
 from tests.support.servers import free_port
-from tests.support.sse_client import Ending, Reader, follow, open_stream, request
+from tests.support.sse_client import Ending, Frame, Reader, follow, open_stream, request
 from tests.support.stack import Stack, eventually
 from tests.support.wire_provider import Pause, Reply, Send, WireProvider, anthropic_stream, openai_stream
 from worker.providers.sim import SimProvider
@@ -222,8 +222,7 @@ def check_log(log: Log) -> None:
 
 def check_shown(stack: Stack, generation: str) -> Json:
     """What GET says, what a snapshot says and what the log holds is one and the same; the answer to GET."""
-    log = stack.log(generation)
-    answer: Json = stack.get(f"/v1/generations/{generation}").json()
+    log, answer, frame = at_one_moment(stack, generation)
     calls = [
         {"index": c.index, "id": c.id, "name": c.name, "arguments": c.arguments} for c in of(ToolCallDone, shown(log))
     ]
@@ -233,13 +232,25 @@ def check_shown(stack: Stack, generation: str) -> Json:
     assert answer["text"] == text_of(log)
     assert answer["tool_calls"] == calls
     assert answer.get("tool_results", []) == results
-    with open_stream(stack.urls[-1], generation, query="from=snapshot") as stream:
-        frames = stream.frames()
-        frame = next(frame for frame in frames if frame.event in ("snapshot", "completed", "failed", "cancelled"))
     if frame.event == "snapshot":
         for name in ("text", "tool_calls", "tool_results", "status"):
             assert frame.data.get(name) == answer.get(name), name
     return answer
+
+
+def at_one_moment(stack: Stack, generation: str) -> tuple[list[Event], Json, Frame]:
+    """Log, answer to GET, and first frame of a snapshot, between which nothing happened: a running one goes on."""
+    deadline = time.monotonic() + SECONDS
+    log, answer = stack.log(generation), stack.get(f"/v1/generations/{generation}").json()
+    while time.monotonic() < deadline:
+        with open_stream(stack.urls[-1], generation, query="from=snapshot") as stream:
+            frames = stream.frames()
+            frame = next(frame for frame in frames if frame.event in ("snapshot", "completed", "failed", "cancelled"))
+        before = log, answer["status"]
+        log, answer = stack.log(generation), stack.get(f"/v1/generations/{generation}").json()
+        if before == (log, answer["status"]) and stack.log(generation) == log:
+            return log, answer, frame
+    pytest.fail("it did not come to rest")
 
 
 class Viewer:
