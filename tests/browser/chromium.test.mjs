@@ -181,8 +181,12 @@ test("500 tokens a second into React: fewer than 60 renders a second, no task th
   assert.equal(await page.evaluate(() => document.querySelector("#text").textContent), simulated(500 * seconds, 28));
   const rate = (seen.renders * 1000) / (seen.lastAt - seen.firstAt);
   // CPU time and not wall time: a machine that is busy elsewhere makes every task long.
-  const main = traceEvents.filter((event) => event.name === "thread_name" && event.args.name === "CrRendererMain").map((event) => `${event.pid}/${event.tid}`);
-  const tasks = traceEvents.filter((event) => /RunTask$/.test(event.name) && event.tdur !== undefined && main.includes(`${event.pid}/${event.tid}`));
+  const names = traceEvents.filter((event) => event.name === "thread_name" && event.args.name === "CrRendererMain");
+  const main = names.map((event) => `${event.pid}/${event.tid}`);
+  const onMain = traceEvents.filter((event) => main.includes(`${event.pid}/${event.tid}`));
+  // Starting the page, which is not what this is about, takes one task of its own.
+  const loaded = Math.max(...onMain.filter((event) => event.name === "MarkLoad").map((event) => event.ts));
+  const tasks = onMain.filter((event) => /RunTask$/.test(event.name) && event.tdur !== undefined && event.ts > loaded);
   const longest = Math.max(...tasks.map((event) => event.tdur)) / 1000;
   t.diagnostic(
     `${seen.renders} renders in ${((seen.lastAt - seen.firstAt) / 1000).toFixed(1)} s, ${rate.toFixed(1)}/s; longest of ${tasks.length} tasks ` +
