@@ -82,6 +82,11 @@ class Protocol(HttpToolsProtocol):
         self._unfinished = (*(one for one in self._unfinished if not one.cycle.response_complete), exchange)
         self.scope[CONNECTION] = exchange  # type: ignore[typeddict-unknown-key]  # a key of ours
 
+    def on_body(self, body: bytes) -> None:
+        if self._unfinished and self._unfinished[-1].drops_body and self._unfinished[-1].cycle is self.cycle:
+            return
+        super().on_body(body)
+
     def let_go(self, holder: Holder) -> Held:
         """Have the connection held, and forget all about it: what is not freed now waits for the collector."""
         self.connections.discard(self)
@@ -117,10 +122,11 @@ class Protocol(HttpToolsProtocol):
 class _Exchange:
     """The connection of one request (`api.stream.Connection`): another one may be waiting behind it."""
 
-    __slots__ = ("_on_lost", "_protocol", "cycle")
+    __slots__ = ("_on_lost", "_protocol", "cycle", "drops_body")
 
     def __init__(self, protocol: Protocol, cycle: RequestResponseCycle) -> None:
         self.cycle = cycle
+        self.drops_body = False  # nobody will read it: left alone it would keep the connection from being read
         self._protocol = protocol
         self._on_lost: Callable[[], None] | None = None
 
@@ -133,6 +139,8 @@ class _Exchange:
         """See `api.stream.Connection`."""
         self._on_lost = call
         if call is not None:
+            self.drops_body = True
+            self.cycle.body = bytearray()
             self._protocol.flow.resume_reading()  # who does not read is not told
             if self.cycle.disconnected:
                 asyncio.get_running_loop().call_soon(self._tell)

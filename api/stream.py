@@ -35,6 +35,9 @@ from broker.position import Position
 #: Where the server puts the `Connection` of a request (see api.server). Under another server there is none.
 CONNECTION: Final = "legato.connection"
 
+#: A longer Accept is no browser's and no client's of ours, and is not remembered.
+_KNOWN_ACCEPT: Final = 256
+
 _NO_WEIGHT: Final = re.compile(r"q=0(\.0*)?")
 
 STREAM_HEADERS: Final = [
@@ -62,7 +65,7 @@ class Connection(Protocol):
 
     def on_lost(self, call: Callable[[], None] | None) -> None:
         """Call this, once, from the loop, when the reader has left, or soon where it has already; None: nothing any
-        more."""
+        more. Its request is read no further: what it still sends of it is dropped."""
         ...
 
     @property
@@ -198,10 +201,10 @@ def snapshot_asked(query: dict[str, str]) -> bool:
 
 def accepted(headers: Headers) -> frozenset[str]:
     """The media types that Accept names, in lower case; what it gives no weight is not among them."""
-    return _kinds_of(",".join(headers.getlist("accept")))
+    text = ",".join(headers.getlist("accept"))
+    return _known_kinds(text) if len(text) <= _KNOWN_ACCEPT else _kinds_of(text)
 
 
-@lru_cache(maxsize=256)  # clients are of a few kinds, and each request asks two or three times
 def _kinds_of(accept: str) -> frozenset[str]:
     kinds = set()
     for item in accept.lower().split(","):
@@ -209,6 +212,10 @@ def _kinds_of(accept: str) -> frozenset[str]:
         if not any(_NO_WEIGHT.fullmatch(parameter) for parameter in parameters):
             kinds.add(kind)
     return frozenset(kinds)
+
+
+#: Clients are of a few kinds, and each request asks two or three times.
+_known_kinds: Final = lru_cache(maxsize=256)(_kinds_of)
 
 
 def framing_of(headers: Headers) -> Framing:

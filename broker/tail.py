@@ -231,18 +231,12 @@ class Tail:
         """Once a second, compare the last entry of every quiet log with its window: notifications can be lost."""
         while True:
             await asyncio.sleep(_CHECK_SECONDS)
-            quiet: dict[Wire | None, list[Topic]] = {}
-            for channel, topic in self._topics.items():
-                if topic.was_quiet():
-                    quiet.setdefault(self._served_by.get(channel), []).append(topic)
-            # Where a log's notifications come from its entries are. Others are looked for: they have nothing but this.
+            quiet = [topic for topic in self._topics.values() if topic.was_quiet()]
             at: dict[Address, list[Topic]] = {}
-            for topic in quiet.pop(None, []):
-                with suppress(StoreError):
+            # Not where their notifications come from: that may be a replica, or a primary that has been replaced.
+            with suppress(StoreError):
+                for topic in quiet:
                     at.setdefault(await self._store.locate(self._keys.log(topic.generation)), []).append(topic)
-            for wire, topics in quiet.items():
-                if wire is not None:
-                    at.setdefault(wire.address, []).extend(topics)
             await asyncio.gather(*(self._check(address, topics) for address, topics in at.items()))
 
     async def _check(self, address: Address, topics: list[Topic]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -19,6 +20,8 @@ from worker.providers.sim import sim_text
 SHOWN = 5
 TOKENS = 40
 READ_SECONDS = 30.0
+#: By default.
+PING_SECONDS = 15.0
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +119,25 @@ def test_a_stream_of_a_deleted_generation_ends_and_says_so(stack: Stack) -> None
         assert stack.delete(f"/v1/generations/{generation}").status == 204
         body = connection.until(rb"event: cancelled\n.*?\r\n0\r\n\r\n")
         assert b'{"reason":"deleted"}' in body
+
+
+@pytest.mark.parametrize("sent", ["with the request", "once the answer has begun"])
+def test_a_reader_that_sends_a_body_is_read_on_and_missed_when_it_leaves(stack: Stack, sent: str) -> None:
+    """A body means nothing here. It is more than the server takes unread."""
+    body = b"x" * 300_000
+    with waiting(stack) as (generation, first):
+        first.socket.close()
+        eventually(lambda: viewers(stack) == 0, "nobody is there")
+        connection = Connection(stack)
+        head = (
+            f"GET {events_path(generation)} HTTP/1.1\r\nHost: h\r\nAccept: {SSE}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        connection.socket.sendall(head.encode() + (body if sent == "with the request" else b""))
+        connection.until(rb"event: delta\n")
+        if sent == "once the answer has begun":
+            connection.socket.sendall(body)
+        eventually(lambda: viewers(stack) == 1, "it is counted")
+        connection.socket.close()
+        since = time.monotonic()
+        eventually(lambda: viewers(stack) == 0, "it is not")
+        assert time.monotonic() - since < PING_SECONDS / 2, "only a write told it"
