@@ -83,7 +83,7 @@ class Protocol(HttpToolsProtocol):
         self.scope[CONNECTION] = exchange  # type: ignore[typeddict-unknown-key]  # a key of ours
 
     def on_body(self, body: bytes) -> None:
-        if self._unfinished and self._unfinished[-1].drops_body and self._unfinished[-1].cycle is self.cycle:
+        if self._unfinished and self._unfinished[-1].drops_body:
             return
         super().on_body(body)
 
@@ -122,13 +122,17 @@ class Protocol(HttpToolsProtocol):
 class _Exchange:
     """The connection of one request (`api.stream.Connection`): another one may be waiting behind it."""
 
-    __slots__ = ("_on_lost", "_protocol", "cycle", "drops_body")
+    __slots__ = ("_on_lost", "_protocol", "cycle")
 
     def __init__(self, protocol: Protocol, cycle: RequestResponseCycle) -> None:
         self.cycle = cycle
-        self.drops_body = False  # nobody will read it: left alone it would keep the connection from being read
         self._protocol = protocol
         self._on_lost: Callable[[], None] | None = None
+
+    @property
+    def drops_body(self) -> bool:
+        """Nobody reads it any more: left alone it would keep the connection from being read."""
+        return self._on_lost is not None
 
     @property
     def takes_more(self) -> bool:
@@ -139,7 +143,6 @@ class _Exchange:
         """See `api.stream.Connection`."""
         self._on_lost = call
         if call is not None:
-            self.drops_body = True
             self.cycle.body = bytearray()
             self._protocol.flow.resume_reading()  # who does not read is not told
             if self.cycle.disconnected:
