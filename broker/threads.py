@@ -69,7 +69,7 @@ class Thread:
         """Those that come behind it, in order. One that is not remembered stands where its age puts it."""
         if generation in self.known:
             return self.known[self.known.index(generation) + 1 :]
-        return [other for other in self.known if created_at(other) > created_at(generation)]
+        return [other for other in self.known if other > generation]  # ids sort by age
 
 
 class Threads:
