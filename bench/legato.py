@@ -64,7 +64,7 @@ class Legato(Contender):
     summary = "one `legato api`, uvicorn with uvloop, settings as they are by default"
     includes = "reading Redis, one subscription for all streams, the frames; the append is Redis' part"
     workloads = frozenset(
-        {"W1", "W1C", "W1S", "W2", "W3", "W3S", "W4", "W4S", "W5", "W5M", "W6", "W7", "W7J", "W8", "W9"}
+        {"W1", "W1C", "W1S", "W2", "W3", "W3S", "W3F", "W4", "W4S", "W5", "W5M", "W6", "W7", "W7J", "W8", "W9"}
     )
     #: Of the API, behind its port.
     processes = 1

@@ -20,7 +20,7 @@ COLUMNS: Final = (
     ("core_share", "of the core", 2),
     ("p50_ms", "p50 ms", 2),
     ("p99_ms", "p99 ms", 2),
-    ("first_p50_ms", "first token p50 ms", 1),
+    ("first_p50_ms", "first token p50 ms", 2),
     ("first_p99_ms", "first token p99 ms", 1),
     ("last_p50_ms", "last token p50 ms", 1),
     ("last_p99_ms", "last token p99 ms", 1),

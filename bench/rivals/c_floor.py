@@ -14,7 +14,7 @@ class CFloor(Contender):
     name = "c_floor"
     summary = "one thread, epoll, one write() an event, no store"
     includes = "making the tokens"
-    workloads = frozenset({"W1", "W1C", "W2", "W3", "W3S", "W4", "W6"})
+    workloads = frozenset({"W1", "W1C", "W2", "W3", "W3S", "W3F", "W4", "W6"})
 
     def version(self) -> str:
         return "bench/native/floor.c"

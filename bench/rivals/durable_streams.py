@@ -22,7 +22,7 @@ class DurableStreams(Contender):
     name = "durable_streams"
     summary = "@durable-streams/server in memory, plain text streams, read with live=sse"
     includes = "handling each POST of the publisher; nothing outlives the process"
-    workloads = frozenset({"W1", "W1C", "W2", "W3", "W4", "W6"})
+    workloads = frozenset({"W1", "W1C", "W2", "W3", "W3F", "W4", "W6"})
     _numbers = itertools.count()
 
     def missing(self) -> str | None:

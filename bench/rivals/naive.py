@@ -20,7 +20,7 @@ from bench.machine import free_port
 from bench.programs import Writing
 from bench.rivals.install import APPS, PYTHON_PACKAGES, install_python, python
 
-_WORKLOADS: Final = frozenset({"W1", "W1C", "W2", "W3", "W3S", "W4", "W4S", "W6", "W8"})
+_WORKLOADS: Final = frozenset({"W1", "W1C", "W2", "W3", "W3S", "W3F", "W4", "W4S", "W6", "W8"})
 
 
 class _Naive(Contender):

@@ -16,7 +16,7 @@ from bench.machine import free_port
 from bench.programs import Writing
 from bench.rivals.install import NCHAN_MODULE, debian_versions, install_nchan, lacks_nchan
 
-_WORKLOADS: Final = frozenset({"W1", "W1C", "W2", "W3", "W4", "W4S", "W6", "W8"})
+_WORKLOADS: Final = frozenset({"W1", "W1C", "W2", "W3", "W3F", "W4", "W4S", "W6", "W8"})
 _CONNECTIONS: Final = 8
 _BUFFER_MESSAGES: Final = 60_000
 

@@ -15,6 +15,7 @@ _ALL: Final[tuple[Workload, ...]] = (
     fanout.WORKLOAD,
     replay.WORKLOAD,
     replay.SEALED,
+    replay.FIRST,
     idle.WORKLOAD,
     idle.ALONE,
     append.WORKLOAD,

@@ -61,7 +61,7 @@ WORKLOAD: Final = Workload(
     name="W4",
     title="N viewers that wait: memory a viewer; CPU is µs a ping",
     headline="total_kib",
-    points=tuple(Point(label=f"{viewers} viewers", x=viewers) for viewers in (1000, 3000)),
+    points=tuple(Point(label=f"{viewers} viewers", x=viewers) for viewers in (1000, 3000, 5000)),
     quick_points=(Point(label="200 viewers", x=200),),
     run=partial(_run, alone=False),
 )

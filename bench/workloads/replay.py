@@ -1,7 +1,8 @@
-"""W3: reading what was written before: who comes back late, or opens yesterday's chat. Eight viewers at a time.
+"""W3: reading what was written before: who comes back late, or opens yesterday's chat.
 
 `W3` reads streams as they were written, so also what a viewer of a running one is replayed; `W3S` as they are stored
-once nobody writes them any more. Rivals know one form only, and are measured with that in both.
+once nobody writes them any more. Rivals know one form only, and are measured with that in both. Eight viewers at a time
+keep the server busy, which shows what a token costs. How long one waits for the first, `W3F` shows: one at a time.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ QUICK_TOKENS_READ: Final = 40_000
 LONGEST_SECONDS: Final = 900.0
 
 
-def _run(contender: Contender, point: Point, means: Means, *, sealed: bool) -> Outcome:
+def _run(contender: Contender, point: Point, means: Means, *, sealed: bool = False, at_once: int = AT_ONCE) -> Outcome:
     tokens = point.x
-    total = max(AT_ONCE, (QUICK_TOKENS_READ if means.quick else TOKENS_READ) // tokens)
+    total = max(at_once, (QUICK_TOKENS_READ if means.quick else TOKENS_READ) // tokens)
     with place_of(means.programs, rate=0, redis_port=means.redis_port) as place, contender.start(place) as running:
         paths: tuple[str, ...] = (f"/replay/{tokens}",)  # of the floor, which has them from the start
         if contender.name != "c_floor":
-            streams = contender.prepare(running, AT_ONCE)
+            streams = contender.prepare(running, at_once)
             assert streams.writing is not None
             written = preload(place, streams.writing, tokens)
-            if written.stored != tokens * AT_ONCE or written.errors:
+            if written.stored != tokens * at_once or written.errors:
                 return Outcome(figures=Figures(), errors=1, note=f"only {written.stored} tokens could be written")
             contender.finish(running, streams, tokens)
             if sealed:
                 contender.seal(running, streams)
             paths = streams.paths
-        options = ["--mode", "replay", "--address", running.address, "--viewers", str(AT_ONCE), "--total", str(total)]
+        options = ["--mode", "replay", "--address", running.address, "--viewers", str(at_once), "--total", str(total)]
         options += ["--expect", str(tokens), "--seconds", str(LONGEST_SECONDS), "--pids", running.pids()]
         for header in contender.headers:
             options += ["--header", header]
@@ -73,7 +74,7 @@ WORKLOAD: Final = Workload(
     headline="total_us",
     points=tuple(Point(label=f"{tokens:,} tokens", x=tokens) for tokens in (200, 2_000, 50_000)),
     quick_points=(Point(label="500 tokens", x=500),),
-    run=partial(_run, sealed=False),
+    run=_run,
 )
 
 SEALED: Final = Workload(
@@ -83,4 +84,13 @@ SEALED: Final = Workload(
     points=tuple(Point(label=f"{tokens:,} tokens", x=tokens) for tokens in (200, 2_000, 20_000)),
     quick_points=(Point(label="500 tokens", x=500),),
     run=partial(_run, sealed=True),
+)
+
+FIRST: Final = Workload(
+    name="W3F",
+    title="replay of ended streams, one at a time",
+    headline="first_p50_ms",
+    points=tuple(Point(label=f"{tokens:,} tokens", x=tokens) for tokens in (200, 2_000, 20_000)),
+    quick_points=(Point(label="500 tokens", x=500),),
+    run=partial(_run, at_once=1),
 )
