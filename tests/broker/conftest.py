@@ -29,7 +29,8 @@ def store_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def store(store_url: str, prefix: str) -> AsyncIterator[Store]:
-    store = Store(store_url, Settings(prefix=prefix, lease_seconds=1))
+    """Leases outlast the tests: what runs here is not renewed."""
+    store = Store(store_url, Settings(prefix=prefix, lease_seconds=120))
     yield store
     await store.aclose()
 

@@ -21,7 +21,7 @@ from broker.store import Store
 from broker.tail import Tail
 from chaos.stores import Sentinels
 from tests.broker.conftest import job
-from tests.support.servers import command, free_port
+from tests.support.servers import command, free_port, wait_in_sync
 
 
 async def use(url: str, prefix: str) -> None:
@@ -109,7 +109,7 @@ async def test_sentinels_name_the_primary_before_and_after_a_failover(prefix: st
         store = Store(sentinels.url, Settings(prefix=prefix, store_timeout_seconds=1))
         records = Records(store, Queue(store))
         before = (await records.submit("acme", job())).id
-        await asyncio.sleep(1)  # replicated
+        await asyncio.to_thread(wait_in_sync, *reversed(sentinels.servers))
         await sentinels.fail_over(0)
         async with asyncio.timeout(30):
             after = await until_available(lambda: records.submit("acme", job()))

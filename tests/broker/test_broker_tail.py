@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 
 import pytest
@@ -50,7 +51,7 @@ async def write(kit: Kit, lease: Lease, count: int, *, pause: float = 0.0) -> No
 async def read(kit: Kit, topic: Topic, count: int) -> list[bytes]:
     """What a viewer would read: from the window by position, from the log where the window does not know."""
     cursor, got = BEGINNING, []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(got) < count:
             version = topic.version
             notices = topic.window.after(cursor)
@@ -80,14 +81,15 @@ async def test_viewers_of_many_generations_share_one_connection_a_server(kit: Ki
 
     async with asyncio.TaskGroup() as group:
         viewers = [group.create_task(view(lease)) for lease in leases for _ in range(3)]
-        await asyncio.sleep(0.2)
+        while tail.connections < len(servers):
+            await asyncio.sleep(0.01)
         assert tail.topics == 12
-        assert tail.connections == len(servers)
         for lease in leases:
             group.create_task(write(kit, lease, 40, pause=0.005))
     expected = [b"%d" % seq for seq in range(1, 41)]
     assert all(viewer.result() == expected for viewer in viewers)
     assert tail.topics == 0
+    assert tail.connections == len(servers)
 
 
 async def test_a_killed_subscription_costs_nothing(kit: Kit, tail: Tail) -> None:
@@ -122,6 +124,14 @@ async def test_of_many_quiet_logs_the_check_finds_the_one_that_grew(
 ) -> None:
     """Also where they are looked at in several goes, and some of them are gone or empty."""
     monkeypatch.setattr("broker.tail._CHECKED_AT_ONCE", 3)
+    looks, last_ids = Counter[str](), kit.store.last_ids
+
+    async def counted(address: Address, logs: Sequence[str]) -> list[str | None]:
+        found = await last_ids(address, logs)
+        looks.update(logs)
+        return found
+
+    monkeypatch.setattr(kit.store, "last_ids", counted)
     leases = [await kit.claimed() for _ in range(10)]
     logs = [kit.store.keys.log(lease.generation) for lease in leases]
     for lease in leases:
@@ -130,12 +140,14 @@ async def test_of_many_quiet_logs_the_check_finds_the_one_that_grew(
         topics = [await stack.enter_async_context(tail.follow(lease.generation)) for lease in leases]
         for topic, lease in zip(topics, leases, strict=True):
             topic.window.start(f"5-{lease.epoch}")
-        await asyncio.sleep(1.2)
         before = [topic.version for topic in topics]
         await kit.raw.xadd(logs[7], {b"d": b"6"}, id="6-1")
         await kit.raw.delete(logs[2])
         await kit.raw.xtrim(logs[4], maxlen=0)
-        await asyncio.sleep(1.2)
+        looks.clear()
+        async with asyncio.timeout(60):
+            while not all(looks[log] >= 2 for log in logs):  # one may have begun before
+                await asyncio.sleep(0.05)
     changed = [topic.version > version for topic, version in zip(topics, before, strict=True)]
     assert [at for at, seen in enumerate(changed) if seen] == [2, 4, 7]
 

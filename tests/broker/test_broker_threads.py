@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -18,21 +17,12 @@ from broker.log import Appended
 from broker.queue import Hint
 from broker.records import CancelOutcome, Records, Submitted
 from broker.scripts import CONFIRM, JOIN, Script
-from broker.settings import Settings
 from broker.store import Store
 from broker.sweep import Sweeper
 from tests.broker.conftest import Kit, job
 
 DONE = encode(Completed(finish_reason=FinishReason.STOP, usage=None, characters=0))
 REJECT, INTERRUPT = ThreadPolicy.REJECT, ThreadPolicy.INTERRUPT
-
-
-@pytest.fixture
-async def store(store_url: str, prefix: str) -> AsyncIterator[Store]:
-    """Leases outlast the tests: what runs here is not renewed."""
-    store = Store(store_url, Settings(prefix=prefix, lease_seconds=120))
-    yield store
-    await store.aclose()
 
 
 @pytest.fixture(autouse=True)

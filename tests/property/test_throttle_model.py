@@ -1,6 +1,6 @@
 """A provider's throttle under several workers at random: they ask, call, ask twice, end, end twice, wait and vanish.
 
-Time is the schedule's: what is stored is moved into the past (`tests.support.elapsed`). What is checked is counted
+Time is the schedule's: the scripts go by a clock that stands still between its steps. What is checked is counted
 here, from the answers alone: who runs, what went in each minute, who tries while the circuit is not closed.
 """
 
@@ -30,8 +30,8 @@ from broker.settings import Settings
 from broker.store import Store
 from broker.throttle import LEASES, MOST_PROBES, Admitted, Circuit, Outcome, Refused, Throttle, Wait
 from tests.property.schedules import TIMEOUT_SECONDS, schedules
-from tests.support.elapsed import Elapsed
 from tests.support.servers import ExternalServer
+from tests.support.still_clock import StillClock
 
 PROVIDER: Final = "openai"
 MINUTE_MS: Final = 60_000
@@ -42,8 +42,6 @@ MIN_CALLS: Final = 4
 RETRY_FLOOR, RETRY_RATIO = 3, 0.5
 #: The minute of the retry budget is counted in parts of this.
 PART_MS: Final = 10_000
-#: What the clock may go on by itself while a schedule is played; nothing is asserted this close to a moment.
-SLACK_MS: Final = 3000
 #: Holders that wait at once before others ask.
 MOST_WAITING: Final = 5
 #: Rounds in the end, for each who waits: the largest request needs a full bucket, and that pays for another's debt.
@@ -96,7 +94,7 @@ class Stage:
         )
         self._store = self.call(_open(url, settings))
         self.keys = self._store.keys
-        self.elapsed = Elapsed(self.keys, PROVIDER, window_ms=WINDOW_MS)
+        self.clock = StillClock(self._store)
         self.ids = count(1)
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
@@ -113,24 +111,13 @@ class Stage:
         all_of_it = (keys.throttle, keys.running, keys.calls, keys.probes, keys.waiting, keys.asked)
         return [key(PROVIDER) for key in all_of_it]
 
-    def now_ms(self) -> int:
-        """The schedule's time."""
-        return self.clock_ms() + self.elapsed.ms
-
-    def clock_ms(self) -> int:
-        seconds, micros = self.redis.time()
-        return int(seconds) * 1000 + int(micros) // 1000
-
-    def pass_ms(self, ms: int) -> None:
-        self.redis.eval(*self.elapsed.more(ms))
-
     def counted(self) -> dict[bytes, bytes]:
         """Buckets, circuit and budget: everything that a repeated call could change for others, but slots."""
         return dict(self.redis.hgetall(self.keys.throttle(PROVIDER)))
 
     def slots(self) -> int:
-        """Slots that are taken, as Redis sees it."""
-        return int(self.redis.zcount(self.keys.running(PROVIDER), f"({self.clock_ms()}", "+inf"))
+        """Slots that are taken."""
+        return int(self.redis.zcount(self.keys.running(PROVIDER), f"({self.clock.ms}", "+inf"))
 
     def close(self) -> None:
         self.call(self._store.aclose())
@@ -168,7 +155,7 @@ class Schedule(RuleBasedStateMachine):
 
     @property
     def now_ms(self) -> int:
-        return self.stage.now_ms()
+        return self.stage.clock.ms
 
     @property
     def circuit(self) -> Circuit:
@@ -242,7 +229,7 @@ class Schedule(RuleBasedStateMachine):
     @rule(ms=pauses)
     def time_passes(self, ms: int) -> None:
         """The workers that are there keep their slots."""
-        self.stage.pass_ms(ms)
+        self.stage.clock.ms += ms
         self.stage.call(self.throttle.keep(PROVIDER, [holder.name for holder in self.running]))
 
     # What is always so.
@@ -292,7 +279,7 @@ class Schedule(RuleBasedStateMachine):
         assert not before is circuit is Circuit.OPEN, "an open circuit admits nobody"
         if circuit is Circuit.HALF_OPEN:
             trying = [one for one in (*self.running, *self.vanished) if one.probe]
-            young = [one for one in trying if self.now_ms - one.began_ms < OPEN_MS - SLACK_MS]
+            young = [one for one in trying if self.now_ms - one.began_ms < OPEN_MS]
             assert len(young) < MOST_PROBES, "a few try, and nobody else"
         self.running.append(holder)
         self.spent.append((holder.began_ms, holder.tokens))
@@ -318,13 +305,13 @@ class Schedule(RuleBasedStateMachine):
         if outcome is not Outcome.NEUTRAL and holder.began_ms >= self.closed_at_ms and not holder.probe:
             self.verdicts.append((self.now_ms, outcome is Outcome.FAILED))
         ages = [self.now_ms - at_ms for at_ms, _ in self.verdicts]
-        if any(WINDOW_MS * 0.8 - SLACK_MS < age < WINDOW_MS * 1.2 + SLACK_MS for age in ages):
+        if any(WINDOW_MS * 0.8 < age < WINDOW_MS * 1.2 for age in ages):
             if circuit is Circuit.OPEN:
                 self.verdicts = []
             return  # too close to tell
         failed = [failed for (_, failed), age in zip(self.verdicts, ages, strict=True) if age < WINDOW_MS]
         should = len(failed) >= MIN_CALLS and sum(failed) >= len(failed) / 2 and outcome is not Outcome.NEUTRAL
-        judged = bool(self.verdicts) and ages[-1] < SLACK_MS and holder.began_ms >= self.closed_at_ms
+        judged = bool(self.verdicts) and ages[-1] == 0 and holder.began_ms >= self.closed_at_ms
         if judged and not holder.probe:
             assert (circuit is Circuit.OPEN) == should, f"{failed} of the window"
         if circuit is Circuit.OPEN:
@@ -334,13 +321,13 @@ class Schedule(RuleBasedStateMachine):
         """A minute that ends now saw no more than twice the quota."""
         if quota := self.limits.requests_per_minute:
             minute = sum(at_ms > before_ms - MINUTE_MS for at_ms, _ in self.started)
-            assert minute <= 2 * quota + quota * SLACK_MS / MINUTE_MS
+            assert minute <= 2 * quota
 
     def check_tokens(self, before_ms: int, tokens: int) -> None:
         """The same; the one that has just begun may be larger than the quota."""
         if quota := self.limits.tokens_per_minute:
             minute = sum(some for at_ms, some in self.spent if at_ms > before_ms - MINUTE_MS)
-            assert minute <= 2 * quota + max(0, tokens - quota) + quota * SLACK_MS / MINUTE_MS
+            assert minute <= 2 * quota + max(0, tokens - quota)
 
     def check_budget(self) -> None:
         """Retries are paid for by first calls; the minute of both is counted in parts, so it may be off by two."""

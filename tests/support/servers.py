@@ -5,6 +5,7 @@ All of them are embedded servers, so they end with the test process whatever hap
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 import time
@@ -21,10 +22,13 @@ from broker.errors import StoreUnusable
 #: Below the ranges Linux (32768) and macOS (49152) take ports of outgoing connections from: nothing grabs one of
 #: these between the moment it is found free and the moment a server binds it.
 PORTS = range(20_000, 32_000)
+#: A process looks among every so many of them: those that run beside one another rarely find the same one free.
+SHARES = 16
 #: How many hash slots every cluster has.
 SLOTS = 16_384
-#: A node that is silent for this long is taken for dead. Low, so that tests see a failure soon.
-NODE_TIMEOUT_MS = 1_000
+#: A node that is silent for this long is taken for dead, and then the whole cluster is down. None is ever killed, but
+#: one may stand still for seconds where the machine is busy.
+NODE_TIMEOUT_MS = 30_000
 #: How long a cluster or a replica may take to get ready.
 READY_SECONDS = 60.0
 #: Time between two looks.
@@ -33,7 +37,7 @@ POLL_SECONDS = 0.01
 
 def free_port() -> int:
     """A loopback port nobody listens on."""
-    for port in random.sample(PORTS, 200):
+    for port in random.sample(PORTS[os.getpid() % SHARES :: SHARES], 200):
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
