@@ -30,7 +30,7 @@ class Asked:
     headers: Mapping[str, str]
     body: bytes
     at: float
-    answered_at: float = field(default=0.0)  # when the answer was over
+    answered_at: float = field(default=0.0)  # when the last of the answer began to be sent
     left: bool = False  # the client closed the connection while it was silent
 
     @property
@@ -135,9 +135,9 @@ class Fake:
                 )
             with suppress(OSError):
                 self._send(connection, answer, asked)
-            asked.answered_at = time.monotonic()
 
     def _send(self, connection: socket.socket, answer: Reply, asked: Asked) -> None:
+        asked.answered_at = time.monotonic()  # before, and not behind: a client may have it while this stands still
         if answer.head is not None:
             status, headers = answer.head
             whole = not headers.get("Content-Type", "").startswith("text/event-stream") and answer.end is End.CLEAN
@@ -161,6 +161,7 @@ class Fake:
             if isinstance(piece, Pause):
                 self._closing.wait(piece.seconds)
             elif piece:
+                asked.answered_at = time.monotonic()
                 connection.sendall(b"%x\r\n%b\r\n" % (len(piece), piece))
         if answer.end is End.CLEAN:
             connection.sendall(b"0\r\n\r\n")

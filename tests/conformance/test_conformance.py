@@ -47,6 +47,10 @@ CAUGHT_BY = {
 }
 
 
+#: How often a sabotaged client may look like a good one.
+TRIES = 5
+
+
 @pytest.fixture(scope="module")
 def url(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with Stack.start(redis_url, tmp_path_factory.mktemp("conformance")) as stack:
@@ -71,11 +75,12 @@ def test_the_python_client_does_what_the_case_says(case: Case, adapter: Adapter)
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_client_that_breaks_a_rule_is_caught(rule: str) -> None:
-    """Each sabotage of the client fails the case that is about its rule: green means something."""
+    """Each sabotage of the client fails the case that is about its rule: green means something. One that comes back too
+    soon may come late enough where the machine stands still, but not time and again."""
     (case,) = [case for case in CLIENT if CAUGHT_BY[rule] in case.name]
     with Adapter([sys.executable, "-m", "tests.conformance.adapters.sabotaged", rule]) as adapter:
         try:
-            assert client_run.play(case, adapter)
+            assert any(client_run.play(case, adapter) for _ in range(TRIES))
         except AdapterBroken:
             return  # it crashed, which is not green either
 

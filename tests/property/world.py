@@ -373,7 +373,7 @@ class World:
     def _hear(self) -> list[News]:
         """Everything published since the last look."""
         heard: list[News] = []
-        while (message := self.stage.subscription.get_message(timeout=5.0)) is not None:
+        while (message := self.stage.subscription.get_message(timeout=60.0)) is not None:
             if message["type"] == "sunsubscribe" or message["data"] == MARK:
                 return heard
             if message["type"] == "smessage":

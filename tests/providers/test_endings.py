@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import pytest
@@ -172,9 +173,28 @@ async def test_an_error_inside_the_stream_is_told_by_its_type(
     assert "it broke" in error.message
 
 
-async def test_a_silent_provider_runs_into_the_clients_timeout(server: WireProvider, wire: Wire) -> None:
-    reply = Reply(actions=(Send(wire.unfinished("Hel")), Pause(asyncio.Event())))
-    events, error = await play(server, wire, reply, timeout=0.3)
+async def test_a_silent_provider_runs_into_the_clients_timeout(
+    server: WireProvider, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it has said something: then the loop's clock is moved on."""
+    server.script(Reply(actions=(Send(wire.unfinished("Hel")), Pause(asyncio.Event()))))
+    said = asyncio.Event()
+
+    async def noted(stream: AsyncGenerator[ProviderEvent, None]) -> AsyncGenerator[ProviderEvent, None]:
+        async for event in stream:
+            if isinstance(event, Delta):
+                said.set()
+            yield event
+
+    async with wire.connect(server, timeout=60) as provider:
+        reading = asyncio.create_task(collect(noted(provider.stream(Call(request())))))
+        await said.wait()
+        for _ in range(100):
+            await asyncio.sleep(0)
+        loop = asyncio.get_running_loop()
+        now = loop.time
+        monkeypatch.setattr(loop, "time", lambda: now() + 60)
+        events, error = await reading
     assert text_of(events) == "Hel"
     assert error is not None
     assert (error.failure, error.retryable) == (FailureCode.UPSTREAM_ERROR, True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from broker import datadir
+from broker import datadir, embedded
 from broker.datadir import SOCKET_PATH_MAX_BYTES
 from broker.embedded import EmbeddedServer, find_binary
 from broker.errors import StoreUnusable
@@ -352,9 +352,18 @@ def test_a_server_that_cannot_start_is_quoted(data_dir: Path) -> None:
         EmbeddedServer.start(data_dir, extra={"no-such-option": "1"})
 
 
-def test_a_server_that_never_answers_is_given_up(data_dir: Path, tmp_path: Path) -> None:
+def test_a_server_that_never_answers_is_given_up(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The deadline holds, and the silent process is gone afterwards."""
     mute = fake_binary(tmp_path / "mute", "echo $$ listening to nobody; exec sleep 60")
+    ping = embedded._ping
+
+    def once_it_has_begun(socket_path: Path) -> bytes:
+        wait_until(lambda: "nobody" in (data_dir / "server.log").read_text(), "the mute server has begun")
+        return ping(socket_path)
+
+    monkeypatch.setattr(embedded, "_ping", once_it_has_begun)
     with pytest.raises(StoreUnusable, match=r"(?s)never answered.*listening to nobody") as given_up:
         EmbeddedServer.start(data_dir, binary=mute, ready_seconds=0.5)
     pid = int(str(given_up.value).splitlines()[-1].split()[0])
