@@ -28,7 +28,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 
 #: How long a process may take to end after SIGTERM before it is killed, which is then a finding.
 STOP_SECONDS: Final = 30.0
-READY_SECONDS: Final = 30.0
+READY_SECONDS: Final = 90.0
 _POLL_SECONDS: Final = 0.02
 _LATELY_SECONDS: Final = 3.0
 _TCP_STATES: Final = {"01": "established", "08": "close_wait", "0A": "listen"}

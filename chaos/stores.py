@@ -7,6 +7,7 @@ proxy of ours, so that the path can fail without the server.
 from __future__ import annotations
 
 import asyncio
+import random
 import shutil
 import socket
 import subprocess
@@ -26,7 +27,7 @@ from chaos.proxy import Proxy, Way
 from chaos.schedule import Profile
 
 OPTIONS: Final = {"enable-debug-command": "local", "shutdown-timeout": "0"}
-_READY_SECONDS: Final = 30.0
+_READY_SECONDS: Final = 90.0
 _POLL_SECONDS: Final = 0.02
 #: What a replica may be behind, on one machine.
 UNREPLICATED_SECONDS: Final = 1.0
@@ -34,7 +35,7 @@ UNREPLICATED_SECONDS: Final = 1.0
 
 def free_port() -> int:
     """A loopback port that nobody listens on, below the range of outgoing connections."""
-    for port in range(21_000 + int(time.monotonic() * 1000) % 9000, 32_000):
+    for port in random.sample(range(20_000, 32_000), 200):  # another run that starts now takes others
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             if port not in _given:
