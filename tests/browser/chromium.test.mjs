@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { mkdirSync } from "node:fs";
 import { after, before, test } from "node:test";
 import { clientThroughCuts, eventSourceOfTheReadme, reloadInMidStream } from "./suite.mjs";
-import { deployment, launch, pages, simulated, until } from "./support.mjs";
+import { deployment, launch, pages, simulated, tab, until } from "./support.mjs";
 
 /** Where pictures of the pages go; nowhere unless it is set. */
 const PICTURES = process.env.PICTURES;
@@ -20,7 +20,7 @@ after(async () => {
 });
 
 async function open(path) {
-  const page = await browser.newPage();
+  const page = await tab(browser);
   page.on("pageerror", (error) => console.error(String(error)));
   await page.goto(`${site.url}${path}`);
   if (path === "/client") await page.waitForFunction("window.ready");
@@ -43,7 +43,7 @@ test("the client, through cuts", async (t) => {
 });
 
 test("a reload in mid-stream shows the text at once, and goes on behind it", async () => {
-  const page = await browser.newPage();
+  const page = await tab(browser);
   const cursors = [];
   page.on("request", (request) => request.url().endsWith("/events") && request.method() === "GET" && cursors.push(request.headers()["last-event-id"]));
   await reloadInMidStream(page, site.url, server);
@@ -56,7 +56,8 @@ test("a tab that is killed goes on in another one", async () => {
   const id = await server.submit({ tokens: 100, seed: 24, tokens_per_second: 20 });
   const first = await open("/client");
   await first.evaluate((url, id) => window.read(url, id, { stored: true }), server.url, id);
-  await until(async () => (await look(first, id)).text.length > 100, "some text");
+  const kept = () => first.evaluate((id) => JSON.parse(localStorage.getItem(`legato:${id}`))?.state?.text ?? "", id);
+  await until(async () => (await kept()).length > 100, "that some text is put away");
   const session = await first.createCDPSession();
   await Promise.race([session.send("Page.crash").catch(() => {}), new Promise((resolve) => first.once("error", resolve))]);
   await first.close();
@@ -106,15 +107,19 @@ test("a tab that was frozen while its connection died without a word goes on whe
 
 test("the API is killed, and then drained, in mid-stream", async () => {
   const page = await open("/client");
-  const id = await server.submit({ tokens: 300, seed: 27, tokens_per_second: 25 });
+  const id = await server.submit({ tokens: 10_000, seed: 27, tokens_per_second: 25 });
   await page.evaluate((url, id) => window.read(url, id), server.url, id);
   for (const signal of ["SIGKILL", "SIGTERM"]) {
     const { length } = (await look(page, id)).text;
     await until(async () => (await look(page, id)).text.length > length + 50, "some text");
     await server.restart(signal);
   }
+  const { length } = (await look(page, id)).text;
+  await until(async () => (await look(page, id)).text.length > length, "more text");
+  await server.cancel(id);
   const end = await until(async () => { const now = await look(page, id); return now.done && now; }, "the end");
-  assert.deepEqual([end.text, end.error], [simulated(300, 27), undefined]);
+  assert.deepEqual([end.text, end.status, end.error], [(await server.state(id)).text, "cancelled", undefined]);
+  assert.ok(simulated(10_000, 27).startsWith(end.text));
   assert.ok(end.events.filter(([type]) => type === "reconnecting").length >= 2);
   await page.close();
 });
@@ -171,8 +176,8 @@ test("twenty streams at once: one connection with GET /v1/events, and six at a t
 
 test("500 tokens a second into React: fewer than 60 renders a second, no task that keeps the page busy for 50 ms", async (t) => {
   const seconds = 8;
-  const id = await server.submit({ tokens: 500 * seconds, seed: 28, tokens_per_second: 500 });
-  const page = await browser.newPage();
+  const id = await server.submit({ tokens: 500 * seconds, seed: 28, tokens_per_second: 500, first_token_ms: 4_000 }); // the page is there before
+  const page = await tab(browser);
   await page.tracing.start({ categories: ["toplevel", "disabled-by-default-devtools.timeline", "devtools.timeline"] });
   await page.goto(`${site.url}/react?api=${encodeURIComponent(server.url)}&id=${id}`);
   await until(() => page.evaluate(() => document.querySelector("#status")?.textContent === "completed"), "the end");

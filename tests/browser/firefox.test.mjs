@@ -1,7 +1,7 @@
 /** Debian's Firefox over the real server. */
 import { after, before, test } from "node:test";
 import { clientThroughCuts, eventSourceOfTheReadme, reloadInMidStream } from "./suite.mjs";
-import { deployment, launch, pages } from "./support.mjs";
+import { deployment, launch, pages, tab } from "./support.mjs";
 
 let server, site, browser;
 before(async () => {
@@ -14,14 +14,14 @@ after(async () => {
 });
 
 test("the browser's EventSource, as the README has it, through cuts", async (t) => {
-  const page = await browser.newPage();
+  const page = await tab(browser);
   await page.goto(`${site.url}/plain`);
   t.diagnostic(`${await eventSourceOfTheReadme(page, server)} cuts`);
   await page.close();
 });
 
 test("the client, through cuts", async (t) => {
-  const page = await browser.newPage();
+  const page = await tab(browser);
   await page.goto(`${site.url}/client`);
   await page.waitForFunction("window.ready");
   t.diagnostic(`${await clientThroughCuts(page, server)} cuts`);
@@ -29,7 +29,7 @@ test("the client, through cuts", async (t) => {
 });
 
 test("a reload in mid-stream shows the text at once, and goes on behind it", async () => {
-  const page = await browser.newPage();
+  const page = await tab(browser);
   await reloadInMidStream(page, site.url, server);
   await page.close();
 });

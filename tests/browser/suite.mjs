@@ -21,7 +21,7 @@ export async function cutting(proxy, over) {
 }
 
 export async function eventSourceOfTheReadme(page, server) {
-  const tokens = 60;
+  const tokens = 120;
   const id = await server.submit({ tokens, seed: 21, tokens_per_second: 10 });
   await page.evaluate(`(() => {
     const id = ${JSON.stringify(id)};
@@ -47,7 +47,7 @@ export async function eventSourceOfTheReadme(page, server) {
 }
 
 export async function clientThroughCuts(page, server) {
-  const tokens = 200;
+  const tokens = 300;
   const id = await server.submit({ tokens, seed: 22, tokens_per_second: 20 });
   await page.evaluate((url, id) => window.read(url, id), server.url, id);
   const look = () => page.evaluate((id) => window.look(id), id);

@@ -71,6 +71,7 @@ export async function deployment(environment = {}) {
       return (await direct.submit(body)).id;
     },
     state: (id) => direct.get(id),
+    cancel: (id) => direct.cancel(id),
     async close() {
       proxy.close();
       await ended(api, "SIGKILL");
@@ -171,6 +172,13 @@ export async function launch(browser) {
   const executablePath = EXECUTABLES[browser].find(existsSync);
   if (!executablePath) throw new Error(`${browser} is not there`);
   return puppeteer.launch({ browser, executablePath, headless: true, args: browser === "chrome" ? CHROMIUM : [], timeout: 120_000, protocolTimeout: 240_000 });
+}
+
+/** A tab that waits as long as `until` does. */
+export async function tab(browser) {
+  const page = await browser.newPage();
+  page.setDefaultTimeout(120_000);
+  return page;
 }
 
 /** Until `look` gives something true. The bound is for a hang, and no measure. */

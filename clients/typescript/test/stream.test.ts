@@ -111,10 +111,10 @@ test("a proxy's 503 and a fault of the server on a 200 are waited out", async (t
 
 test("no connection at all is waited out, and given up after giveUpMs", async (t) => {
   const server = await Scripted.start(t, (x) => void x.response.socket!.destroy());
-  const stream = server.client({ giveUpMs: 60 }).stream(GENERATION);
+  const stream = server.client({ giveUpMs: 1500, firstDelayMs: 50, maxDelayMs: 50 }).stream(GENERATION);
   await assert.rejects(all(stream), { code: "unavailable" });
   assert.ok(server.exchanges.length > 1, "tried again");
-  // 60 ms of waits that average at least 1 ms: a loop without waits would make thousands.
+  // 1.5 s of waits that average 25 ms: a loop without waits would make thousands.
   assert.ok(server.exchanges.length < 200, `${server.exchanges.length} requests`);
 });
 
@@ -188,8 +188,8 @@ test("keepalives count as a sign of life", async (t) => {
 
 test("a reader that takes its time does not make the server silent", async (t) => {
   const server = await Scripted.start(t, (x) => x.sse(...FIRST, completed("4-1")).end());
-  const stream = server.client({ silenceMs: 100 }).stream(GENERATION);
-  for await (const event of stream) if (event.type === "started") await new Promise((resolve) => setTimeout(resolve, 250));
+  const stream = server.client({ silenceMs: 2000 }).stream(GENERATION);
+  for await (const event of stream) if (event.type === "started") await new Promise((resolve) => setTimeout(resolve, 2500));
   assert.equal(server.exchanges.length, 1);
 });
 

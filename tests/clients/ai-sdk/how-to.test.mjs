@@ -28,7 +28,7 @@ async function written(language, text) {
 
 let legato;
 before(async () => {
-  const sim = { provider: 'sim', model: 'sim-1', provider_options: { tokens: 80, seed: 5, tokens_per_second: 40 } };
+  const sim = { provider: 'sim', model: 'sim-1', provider_options: { tokens: 300, seed: 5, tokens_per_second: 40 } };
   legato = await startLegato({ LEGATO_AI_SDK_DEFAULTS: JSON.stringify(sim) });
 });
 after(async () => {

@@ -9,13 +9,13 @@ import { fileURLToPath } from 'node:url';
 
 const COMMAND = process.env.LEGATO ?? fileURLToPath(new URL('../../../.venv/bin/legato', import.meta.url));
 
-/** Starts `legato dev`; `url` once it says where it is. */
+/** Starts `legato dev`; `url` once it says where it is. A chunk for each token, however slow it is: tests cut at bytes. */
 export async function startLegato(environment = {}) {
   const directory = await mkdtemp(join(tmpdir(), 'legato-ai-sdk-'));
   const child = spawn(COMMAND, ['dev', '--port', '0', '--data', directory], {
     env: {
       ...process.env,
-      LEGATO_AI_SDK_DEFAULTS: JSON.stringify({ provider: 'sim', model: 'sim-1' }),
+      LEGATO_AI_SDK_DEFAULTS: JSON.stringify({ provider: 'sim', model: 'sim-1', delivery: { max_chars: 100 } }),
       LEGATO_RETRY_BASE_SECONDS: '0.05',
       ...environment,
     },

@@ -25,8 +25,8 @@ export async function setUp() {
 /** What the simulated provider shall do. */
 export const sim = (options, more = {}) => ({ legato: { provider_options: options, ...more } });
 
-/** Enough text for many cuts. */
-export const SLOW = sim({ tokens: 300, seed: 5, tokens_per_second: 200 });
+/** Enough text for many cuts: an event for each token, however slow the worker is. */
+export const SLOW = sim({ tokens: 300, seed: 5, tokens_per_second: 200 }, { delivery: { max_chars: 100 } });
 
 /** Two calls at once, then an answer. */
 export const TURNS = sim({
