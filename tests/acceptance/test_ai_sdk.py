@@ -15,10 +15,12 @@ import pytest
 from broker.embedded import EmbeddedServer
 from tests.support.servers import wait_until
 from tests.support.sse_client import Answer, Ending, request
-from tests.support.stack import Stack
+from tests.support.stack import ONE_BY_ONE, Stack
 from tests.support.ui_message import UiMessage, built
 
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+#: The first attempt stands still: it cannot end before its worker is killed.
+STALLS = {"at_token": 40, "kind": "stall", "attempt": 1}
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,7 @@ def generation(stack: Stack, chat: str) -> str:
 
 def test_an_answer_stands_on_the_wire_as_the_sdk_wants_it(stack: Stack) -> None:
     """Headers and every byte of the body: `start`, one step with one part, `finish`, `[DONE]`, and a clean end."""
-    answer = post(stack, "golden", {"text": "Hello there.", "chunk_chars": 6, "tokens_per_second": 20})
+    answer = post(stack, "golden", {"text": "Hello there.", "chunk_chars": 12})
     assert answer.status == 200
     run = answer.headers["x-workflow-run-id"]
     assert answer.headers["x-vercel-ai-ui-message-stream"] == "v1"
@@ -116,8 +118,7 @@ def test_an_answer_stands_on_the_wire_as_the_sdk_wants_it(stack: Stack) -> None:
         f'data: {{"type":"start","messageId":"msg_{run.removeprefix("gen_")}"}}\n\n'
         'data: {"type":"start-step"}\n\n'
         'data: {"type":"text-start","id":"1"}\n\n'
-        'data: {"type":"text-delta","id":"1","delta":"Hello "}\n\n'
-        'data: {"type":"text-delta","id":"1","delta":"there."}\n\n'
+        'data: {"type":"text-delta","id":"1","delta":"Hello there."}\n\n'
         'data: {"type":"text-end","id":"1"}\n\n'
         'data: {"type":"finish-step"}\n\n'
         'data: {"type":"finish","finishReason":"stop"}\n\n'
@@ -234,9 +235,9 @@ def test_an_answer_behind_the_tools_of_the_client_goes_on_with_its_message(stack
 
 def test_a_lost_worker_costs_a_reset_step_and_no_text(redis_url: str, tmp_path: Path) -> None:
     """The stream that is open says `reset-step`; the message that the client ends with is the replay's."""
-    options = {"tokens": 60, "seed": 3, "tokens_per_second": 30}
+    options = {"tokens": 60, "seed": 3, "tokens_per_second": 30, "faults": [STALLS]}
     with Stack.start(redis_url, tmp_path, workers=2) as stack, ThreadPoolExecutor() as pool:
-        live = posting(stack, pool, "lost", options, provider="sim", model="sim-1")
+        live = posting(stack, pool, "lost", options, provider="sim", model="sim-1", delivery=ONE_BY_ONE)
         run = generation(stack, "lost")
         stack.wait_entries(run, 10)
         stack.holder(run).kill()
@@ -252,9 +253,9 @@ def test_a_client_that_knows_no_reset_is_cut_and_gets_the_whole_answer_by_its_ne
     redis_url: str, tmp_path: Path
 ) -> None:
     """Version 6 of the SDK takes an unknown chunk for a fault: with `reset=cut` the body ends incompletely instead."""
-    options = {"tokens": 60, "seed": 4, "tokens_per_second": 30}
+    options = {"tokens": 60, "seed": 4, "tokens_per_second": 30, "faults": [STALLS]}
     with Stack.start(redis_url, tmp_path, workers=2) as stack, ThreadPoolExecutor() as pool:
-        live = posting(stack, pool, "cut", options, "?reset=cut", provider="sim", model="sim-1")
+        live = posting(stack, pool, "cut", options, "?reset=cut", provider="sim", model="sim-1", delivery=ONE_BY_ONE)
         run = generation(stack, "cut")
         stack.wait_entries(run, 10)
         stack.holder(run).kill()

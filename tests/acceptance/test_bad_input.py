@@ -513,10 +513,8 @@ def test_a_log_whose_time_is_over_is_410(stack: Stack) -> None:
     """The record outlives it, so it is not taken for one that never was. Its Idempotency-Key is gone with it."""
     key = {"Idempotency_Key": uuid4().hex}
     body = job({"tokens": 3}, ttl_seconds=1)
-    generation = submit(stack, body, **key).json()["id"]
-    stack.wait_status(generation, "completed")
-    one = f"{GENERATIONS}/{generation}"
-    eventually(lambda: stack.get(one).status != 200, "its time is over")
+    one = f"{GENERATIONS}/{submit(stack, body, **key).json()['id']}"
+    eventually(lambda: stack.get(one).status != 200, "it has ended, and its time is over")
     check_problem(stack.get(one), 410)
     check_problem(stack.get(one + "/events"), 410)
     check_problem(stack.get(one + "/events", headers={"Accept": SSE, "Last-Event-ID": "2-1"}), 410)
@@ -575,14 +573,13 @@ def test_head_is_get_without_a_body(stack: Stack, finished: str, path: str) -> N
 
 
 def test_head_of_a_running_stream_answers_at_once_and_attaches_nobody(stack: Stack) -> None:
-    generation = stack.submit({"tokens": 5, "first_token_ms": 3_000})
-    since = time.monotonic()
+    generation = stack.submit({"tokens": 5, "first_token_ms": 60_000})
     for accept in (SSE, NDJSON):
         answer = request(stack.urls[0], "HEAD", events_path(generation), headers={"Accept": accept})
         assert (answer.status, answer.body) == (200, b"")
         assert answer.headers["content-type"].startswith(accept)
-    assert time.monotonic() - since < 2.5
     assert stack.status(generation) in ("queued", "running")
+    stack.delete(f"{GENERATIONS}/{generation}")
 
 
 @pytest.mark.parametrize("path", [GENERATIONS, "{one}", "{one}/events?token=x", "{one}/cancel", "/livez", "/nothing"])

@@ -160,12 +160,12 @@ def test_the_same_idempotency_key_gives_the_same_generation(dev: Dev) -> None:
 
 def test_tail_prints_text_as_it_comes(dev: Dev) -> None:
     """Into a pipe too: the first words are there long before the last."""
-    generation = dev.submit(tokens=60, tokens_per_second=20)
+    generation = dev.submit(tokens=200, tokens_per_second=20)
     with dev.popen("tail", generation) as process:
         assert process.stdout is not None
         first = process.stdout.read(20)
         assert process.poll() is None
-        assert (first + process.stdout.read()).decode() == sim_text(60, 0)
+        assert (first + process.stdout.read()).decode() == sim_text(200, 0)
     assert process.returncode == 0
 
 
@@ -210,7 +210,8 @@ def test_a_tail_survives_a_server_that_is_killed_and_started_again(tmp_path: Pat
     """SIGKILL of everything, store included, in mid-text: the tail waits, comes back by itself, and its text is whole;
     the events of `--json` have no hole but for what the store itself had not yet written."""
     with Dev(tmp_path).running() as dev:
-        generation = dev.submit(tokens=200, seed=4, tokens_per_second=50)
+        stall = {"at_token": 150, "kind": "stall", "attempt": 1}  # it does not end before it is killed
+        generation = dev.submit(tokens=200, seed=4, tokens_per_second=50, faults=[stall])
         with dev.popen("tail", generation) as text, dev.popen("tail", "--json", generation) as events:
             assert text.stdout is not None
             start = text.stdout.read(300)
@@ -249,7 +250,7 @@ def test_ctrl_c_leaves_the_generation_alone_and_says_how_to_go_on(dev: Dev) -> N
 
 def test_a_reader_that_closes_the_pipe_ends_the_tail_quietly(dev: Dev) -> None:
     """`legato tail … | head -c 20`."""
-    generation = dev.submit(tokens=100, tokens_per_second=50)
+    generation = dev.submit(tokens=10_000, tokens_per_second=50)
     with dev.popen("tail", generation) as process:
         assert process.stdout is not None
         process.stdout.read(20)
@@ -257,6 +258,7 @@ def test_a_reader_that_closes_the_pipe_ends_the_tail_quietly(dev: Dev) -> None:
         assert process.wait(SECONDS) == 141
         assert process.stderr is not None
         assert process.stderr.read() == b""
+    assert dev.run("cancel", generation).returncode == 0
 
 
 # --- cancel, inspect
@@ -264,13 +266,13 @@ def test_a_reader_that_closes_the_pipe_ends_the_tail_quietly(dev: Dev) -> None:
 
 def test_cancel_and_inspect(dev: Dev) -> None:
     """0 for a cancel, also when repeated; 3 for whoever reads the cancelled one; its text so far stays."""
-    generation = dev.submit(tokens=1000, tokens_per_second=50)
+    generation = dev.submit(tokens=10_000, tokens_per_second=50)
     wait_until(lambda: inspected(dev, generation)["text"] != "", "there is text")
     assert dev.run("cancel", generation).stdout.strip() in ("cancelling", "cancelled")
     told = dev.run("tail", generation)
     assert told.returncode == 3
     assert "cancelled (user)" in told.stderr
-    assert sim_text(1000, 0).startswith(told.stdout)
+    assert sim_text(10_000, 0).startswith(told.stdout)
     again = dev.run("cancel", generation, "--json")
     assert (again.returncode, json.loads(again.stdout)["status"]) == (0, "cancelled")
     shown = dev.run("inspect", generation)

@@ -56,7 +56,7 @@ class Connection:
 @contextmanager
 def waiting(stack: Stack) -> Iterator[tuple[str, Connection]]:
     """A stream that has been sent everything, and is held. The worker goes on when the block says so."""
-    generation = stack.submit({"tokens": TOKENS, "seed": 7, "tokens_per_second": 20})
+    generation = stack.submit({"tokens": TOKENS, "seed": 7, "tokens_per_second": 10})
     stack.wait_entries(generation, SHOWN)
     stack.workers[0].pause()
     connection = Connection(stack)

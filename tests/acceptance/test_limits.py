@@ -146,7 +146,7 @@ def test_two_workers_together_never_ask_more_at_once_than_is_allowed(
     eventually(lambda: sum(waits(stack, it) == ["concurrency"] for it in generations) == 6, "six wait")
     waiting = {it for it in generations if waits(stack, it)}
     eventually(lambda: later(stack) == waiting, "the leases of those who wait are given back")
-    assert server.open == 2
+    eventually(lambda: server.open == 2, "the other two have asked")
     server.let_go(gate)
     for reader in follow_all(stack, generations):
         assert (reader.text, reader.events[-1]) == (TEXT, "completed")

@@ -29,7 +29,8 @@ JSON = {"Accept": "application/json"}
 
 @pytest.fixture(scope="module")
 def stack(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with Stack.start(redis_url, tmp_path_factory.mktemp("longpoll"), apis=2) as stack:
+    environment = {"LEGATO_LEASE_SECONDS": "30"}  # a worker that is paused shall not have lost its lease
+    with Stack.start(redis_url, tmp_path_factory.mktemp("longpoll"), apis=2, environment=environment) as stack:
         yield stack
 
 
@@ -58,7 +59,7 @@ def test_an_answer_holds_as_many_events_as_were_asked_for(stack: Stack) -> None:
 
 
 def test_a_running_text_is_whole_over_many_answers_of_both_replicas(stack: Stack) -> None:
-    generation = stack.submit({"tokens": 150, "seed": 9, "tokens_per_second": 100})
+    generation = stack.submit({"tokens": 150, "seed": 9, "tokens_per_second": 100}, delivery=ONE_BY_ONE)
     cursor, text, answers = None, "", 0
     while True:
         answer = ask(stack, generation, cursor, query="wait=5&limit=7", api=answers % 2)

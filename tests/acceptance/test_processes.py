@@ -23,7 +23,7 @@ from worker.providers.sim import sim_text
 
 STOP_SECONDS = 60
 READERS = 30
-TOKENS = 150
+TOKENS = 10_000
 JSON = {"Content-Type": "application/json"}
 
 
@@ -170,9 +170,13 @@ async def test_processes_share_a_port_and_replace_one_another_and_no_reader_miss
             return not before & api.children and len(api.children) == len(before)
 
         await asyncio.to_thread(eventually, all_are_new, "all are new", seconds=60)
+        path = f"/v1/generations/{generation}"
+        assert (await asyncio.to_thread(request, url, "POST", f"{path}/cancel", body=b"")).status == 202
         async with asyncio.timeout(100):
             texts = {(await reader).text for reader in readers}
-        assert texts == {sim_text(TOKENS, 5)}
+        stored = (await asyncio.to_thread(request, url, "GET", path)).json()
+        assert (texts, stored["status"]) == ({stored["text"]}, "cancelled")
+        assert sim_text(TOKENS, 5).startswith(stored["text"])
 
 
 def test_told_to_stop_all_of_them_stop(environment: dict[str, str], tmp_path: Path) -> None:

@@ -267,7 +267,8 @@ class Provider:
 
 
 def environment(url: str) -> dict[str, str]:
-    """No breaker, and retries without end: each generation shall meet its own fault and no other's."""
+    """No breaker, retries without end, and leases that a busy worker keeps: each generation shall meet its own fault
+    and no other's."""
     return {
         "LEGATO_PROVIDERS": ",".join(BY_NAME),
         "OPENAI_API_KEY": "sk-test",
@@ -278,6 +279,7 @@ def environment(url: str) -> dict[str, str]:
         "LEGATO_RETRY_FLOOR": "1000000",
         "LEGATO_RETRY_BASE_SECONDS": "0.02",
         "LEGATO_RETRY_CAP_SECONDS": "1",
+        "LEGATO_LEASE_SECONDS": "30",
     }
 
 
@@ -434,7 +436,7 @@ def test_counts_that_cannot_be_right_are_shown_to_nobody(redis_url: str, tmp_pat
         for wire in WIRES:
             submitted = [submit(stack, wire, model, max_attempts=1) for model in models]
             for generation in submitted:
-                stack.wait_status(generation, "completed", "failed", seconds=10)
+                stack.wait_status(generation, "completed", "failed")
             for model, (reader, _) in zip(models, pool.map(lambda it: follow(stack.urls, it), submitted), strict=True):
                 assert reader.ended is not None
                 assert reader.text == WHOLE or (reader.ended.event == "failed" and WHOLE.startswith(reader.text))

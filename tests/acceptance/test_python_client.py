@@ -118,7 +118,7 @@ async def test_a_text_is_whole_through_a_proxy_that_cuts_at_every_few_hundred_by
 async def test_a_connection_that_is_silently_dead_is_left(stack: Stack) -> None:
     """Nothing comes through, and nothing says so: only the missing keepalives do."""
     async with through_a_proxy(stack, silence_seconds=0.5) as (client, proxy):
-        generation = await submit(client, tokens=20, seed=5, tokens_per_second=20)
+        generation = await submit(client, tokens=100, seed=5, tokens_per_second=20)
         reasons: list[str] = []
 
         def heard(cut: Reconnect) -> None:
@@ -130,12 +130,13 @@ async def test_a_connection_that_is_silently_dead_is_left(stack: Stack) -> None:
             proxy.hold(Way.DOWN)
             async for _ in stream:
                 pass
-    assert stream.answer.text == sim_text(20, 5)
+    assert stream.answer.text == sim_text(100, 5)
     assert any("silence" in reason for reason in reasons)
 
 
 async def test_a_worker_that_is_killed_gives_a_reset_and_the_whole_text(stack: Stack, client: AsyncClient) -> None:
-    generation = await submit(client, tokens=60, seed=6, tokens_per_second=20)
+    stall = {"at_token": 30, "kind": "stall", "attempt": 1}  # it does not end before its worker is killed
+    generation = await submit(client, tokens=60, seed=6, tokens_per_second=20, faults=[stall])
     async with client.stream(generation) as stream:
         async for event in stream:
             if isinstance(event, Delta):
@@ -192,6 +193,7 @@ async def test_a_wait_may_be_cancelled_and_repeated(stack: Stack) -> None:
     async with through_a_proxy(stack) as (client, proxy):
         generation = await submit(client, tokens=10, seed=9, tokens_per_second=20)
         connections, waits = proxy.connections, 0
+        proxy.hold(Way.DOWN)
         async with client.stream(generation) as stream:
             while True:
                 try:
@@ -199,6 +201,8 @@ async def test_a_wait_may_be_cancelled_and_repeated(stack: Stack) -> None:
                         await anext(stream)
                 except TimeoutError:
                     waits += 1
+                    if waits == 4:
+                        proxy.release()
                 except StopAsyncIteration:
                     break
         assert waits > 3

@@ -17,6 +17,8 @@ from tests.support.wire_provider import Reply, WireProvider
 from worker.providers.sim import sim_text
 
 SLOW = {"tokens": 120, "seed": 5, "tokens_per_second": 40}
+#: The first attempt stands still behind so much: it cannot end before its worker is killed.
+STALLS = {"at_token": 40, "kind": "stall", "attempt": 1}
 
 
 @pytest.fixture
@@ -34,8 +36,8 @@ def lose_the_worker(stack: Stack, generation: str) -> None:
 def test_continue_goes_on_to_the_character_where_the_lost_worker_stopped(stack: Stack) -> None:
     """No reset, nothing twice, nothing missing: chunks are cut apart so that the seam falls inside one."""
     text = "Über die Brücke 🌉 gehen, ohne zweimal zu gehen. " * 8
-    options = {"text": text, "chunk_chars": 7, "tokens_per_second": 25}
-    generation = stack.submit(options, recovery="continue")
+    options = {"text": text, "chunk_chars": 7, "tokens_per_second": 25, "faults": [STALLS]}
+    generation = stack.submit(options, recovery="continue", delivery=ONE_BY_ONE)
     lose_the_worker(stack, generation)
     reader, _ = follow(stack.urls, generation)
     assert reader.text == text
@@ -47,7 +49,7 @@ def test_continue_goes_on_to_the_character_where_the_lost_worker_stopped(stack: 
 
 
 def test_restart_says_reset_and_writes_the_text_anew(stack: Stack) -> None:
-    generation = stack.submit(SLOW, recovery="restart")
+    generation = stack.submit({**SLOW, "faults": [STALLS]}, recovery="restart", delivery=ONE_BY_ONE)
     lose_the_worker(stack, generation)
     reader, _ = follow(stack.urls, generation)
     assert reader.text == sim_text(120, 5)
@@ -55,7 +57,7 @@ def test_restart_says_reset_and_writes_the_text_anew(stack: Stack) -> None:
 
 
 def test_an_attempt_that_showed_nothing_is_replaced_silently(stack: Stack) -> None:
-    generation = stack.submit({**SLOW, "first_token_ms": 2500})
+    generation = stack.submit({**SLOW, "faults": [{**STALLS, "at_token": 0}]})
     stack.wait_entries(generation, 1)
     stack.holder(generation).kill()
     stack.add_worker()
@@ -65,7 +67,7 @@ def test_an_attempt_that_showed_nothing_is_replaced_silently(stack: Stack) -> No
 
 
 def test_fail_ends_what_was_shown_and_says_that_it_is_partial(stack: Stack) -> None:
-    generation = stack.submit(SLOW, recovery="fail")
+    generation = stack.submit({**SLOW, "faults": [STALLS]}, recovery="fail", delivery=ONE_BY_ONE)
     lose_the_worker(stack, generation)
     reader, _ = follow(stack.urls, generation)
     assert reader.ended is not None
@@ -124,14 +126,14 @@ def test_a_leaving_worker_hands_its_text_over_without_waiting_for_the_lease(redi
     """With a lease of a minute, only a hand-over can explain that the job ends within seconds."""
     environment = {"LEGATO_LEASE_SECONDS": "60", "LEGATO_DRAIN_SECONDS": "0"}
     with Stack.start(redis_url, tmp_path, apis=1, workers=1, environment=environment) as stack:
-        generation = stack.submit(SLOW, recovery="continue", max_attempts=1)
+        generation = stack.submit({**SLOW, "tokens": 300}, recovery="continue", max_attempts=1)
         stack.wait_entries(generation, 20)
         first = stack.holder(generation)
         stack.add_worker()
         first.terminate()
         assert first.wait() == 0
-        reader, _ = follow(stack.urls, generation, seconds=30)
-        assert reader.text == sim_text(120, 5)
+        reader, _ = follow(stack.urls, generation, seconds=50)
+        assert reader.text == sim_text(300, 5)
         # A hand-over burns no attempt.
         assert [event.attempt for _, event in stack.log(generation) if isinstance(event, Started)] == [1, 1]
 

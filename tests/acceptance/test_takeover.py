@@ -218,7 +218,7 @@ def test_a_worker_that_wakes_after_its_lease_writes_nothing(stack: Stack) -> Non
 
 def test_a_worker_that_wakes_after_the_end_writes_nothing(stack: Stack) -> None:
     """It sleeps until the new owner has completed the generation."""
-    generation = stack.submit({"tokens": 450, "seed": 34, "tokens_per_second": 150})
+    generation = stack.submit({"tokens": 450, "seed": 34, "tokens_per_second": 150, "faults": [stalls(200)]})
     stack.wait_entries(generation, 30)
     sleeper = stack.holder(generation)
     sleeper.pause()
@@ -388,7 +388,7 @@ def test_many_jobs_outlive_the_worker_they_ran_on(redis_url: str, tmp_path: Path
             for seed in range(40)
         ]
         stack.wait_entries(generations[0], 20)
-        stack.workers[0].kill()
+        stack.holder(generations[0]).kill()
         killed = time.monotonic()
         for generation in generations:
             stack.wait_status(generation, "completed", seconds=60)

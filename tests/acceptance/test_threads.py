@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -67,7 +66,9 @@ def wait_ended(stack: Stack, generations: list[str]) -> None:
 
 
 def test_a_thread_runs_in_order_though_workers_are_killed(stack: Stack, thread: str) -> None:
-    ids = [submit(stack, thread, {"tokens": 20, "seed": n, "tokens_per_second": 60}, api=n % 2) for n in range(6)]
+    stall = {"at_token": 10, "kind": "stall", "attempt": 1}  # those whose worker is killed do not end before
+    options = [{"tokens": 20, "seed": n, "tokens_per_second": 60, "faults": [stall] * (n in (1, 3))} for n in range(6)]
+    ids = [submit(stack, thread, options[n], api=n % 2, delivery=ONE_BY_ONE) for n in range(6)]
     for killed in (ids[1], ids[3]):
         stack.wait_entries(killed, 5, seconds=60)
         holder = stack.holder(killed)
@@ -132,7 +133,7 @@ def test_a_flushed_store_gets_the_running_one_and_its_place_back(tmp_path: Path,
 def test_interrupts_from_many_sides_leave_one_that_completes(stack: Stack, thread: str) -> None:
     first = submit(stack, thread, {"tokens": 3000, "tokens_per_second": 50})
     stack.wait_entries(first, 3)
-    options = {"tokens": 15, "seed": 4, "tokens_per_second": 100}
+    options = {"tokens": 150, "seed": 4, "tokens_per_second": 30}  # none ends before the next one is asked for
     with ThreadPoolExecutor(8) as pool:
         posts = [pool.submit(submit, stack, thread, options, api=n % 2, thread_policy="interrupt") for n in range(8)]
         ids = {future.result() for future in posts}
@@ -140,7 +141,7 @@ def test_interrupts_from_many_sides_leave_one_that_completes(stack: Stack, threa
     found = {record["id"]: record for record in records(stack, [first, *ids])}
     completed = [name for name, record in found.items() if record["status"] == "completed"]
     assert len(completed) == 1
-    assert found[completed[0]]["text"] == sim_text(15, 4)
+    assert found[completed[0]]["text"] == sim_text(150, 4)
     for name in found.keys() - set(completed):
         assert found[name]["status"] == "cancelled"
         assert stack.log(name)[-1][1].reason.value == "interrupted"  # type: ignore[union-attr]
@@ -189,8 +190,9 @@ def test_a_policy_needs_a_thread(stack: Stack, policy: str) -> None:
 def test_two_devices_see_the_same_through_cuts(stack: Stack, thread: str) -> None:
     """Both read along while five answers come, one of them interrupted, over connections that break."""
     rng = random.Random(7)
+    tokens = [60, 60, 3_000, 60, 60]  # the third is interrupted, and does not end before
     phone, laptop = Device(), Device()
-    ids = [submit(stack, thread, {"tokens": 60, "seed": 0, "tokens_per_second": 60})]
+    ids = [submit(stack, thread, {"tokens": tokens[0], "seed": 0, "tokens_per_second": 60})]
 
     def is_done(device: Device) -> bool:
         return len(ids) == 5 and ids[-1] in device.texts
@@ -203,7 +205,7 @@ def test_two_devices_see_the_same_through_cuts(stack: Stack, thread: str) -> Non
         reading = [pool.submit(follow, phone, stack.urls), pool.submit(follow, laptop, stack.urls[::-1])]
         for seed in range(1, 5):
             policy = "interrupt" if seed == 3 else "enqueue"
-            options = {"tokens": 60, "seed": seed, "tokens_per_second": 60}
+            options = {"tokens": tokens[seed], "seed": seed, "tokens_per_second": 60}
             if seed == 3:
                 stack.wait_entries(ids[-1], 5, seconds=60)
             ids.append(submit(stack, thread, options, thread_policy=policy))
@@ -213,7 +215,7 @@ def test_two_devices_see_the_same_through_cuts(stack: Stack, thread: str) -> Non
     assert phone.texts == laptop.texts
     for seed, generation in enumerate(ids):
         text, end = phone.texts[generation]
-        whole = sim_text(60, seed)
+        whole = sim_text(tokens[seed], seed)
         assert end == ("cancelled" if seed == 2 else "completed")
         assert text == whole if end == "completed" else whole.startswith(text)
 
@@ -251,23 +253,33 @@ def test_without_a_cursor_it_is_the_running_one_else_the_last(stack: Stack, thre
     device = Device()
     device.read(stack.urls[0], thread)
     assert device.texts == {first: (sim_text(6, 1), "completed")}
-    second = submit(stack, thread, {"tokens": 100, "seed": 2, "tokens_per_second": 50})
+    second = submit(stack, thread, {"tokens": 9_000, "seed": 2, "tokens_per_second": 50})
     stack.wait_entries(second, 3)
     submit(stack, thread, {"tokens": 6, "seed": 3})
     fresh = Device()
-    fresh.read(stack.urls[1], thread, accept=NDJSON)
-    assert fresh.texts == {second: (sim_text(100, 2), "completed")}
+    with open_thread(stack.urls[1], thread, accept=NDJSON) as stream:
+        frames = stream.frames()
+        while second not in fresh.readers or not fresh.readers[second].text:
+            fresh.take(next(frames))
+        stack.post(f"/v1/generations/{second}/cancel")
+        for frame in frames:
+            fresh.take(frame)
+    [(text, end)] = fresh.texts.values()
+    assert (list(fresh.texts), end) == ([second], "cancelled")
+    assert sim_text(9_000, 2).startswith(text)
 
 
 def test_an_erased_predecessor_stands_in_nobodys_way(stack: Stack, thread: str) -> None:
     first = submit(stack, thread, {"tokens": 1000, "tokens_per_second": 40})
     second = submit(stack, thread, {"tokens": 8, "seed": 5})
     stack.wait_entries(first, 5)
-    device = Device()
-    deleting = threading.Timer(0.3, stack.delete, [f"/v1/generations/{first}"])
-    deleting.start()
-    device.read(stack.urls[0], thread)
-    deleting.join()
+    device, deleted = Device(), False
+    with open_thread(stack.urls[0], thread) as stream:
+        for frame in stream.frames():
+            device.take(frame)
+            if not deleted and device.readers[first].text:
+                assert stack.delete(f"/v1/generations/{first}").status == 204
+                deleted = True
     assert device.readers[first].ended is not None
     assert device.readers[first].ended.data == {"reason": "deleted"}
     device.read(stack.urls[1], thread)

@@ -24,10 +24,10 @@ def subscribers(redis_url: str) -> set[str]:
 async def test_a_thousand_viewers_share_one_connection_and_all_get_their_text(redis_url: str, tmp_path: Path) -> None:
     """Fifty on each of twenty generations, attached while they run; one subscription connection serves them all."""
     with Stack.start(redis_url, tmp_path) as stack:
-        options = {"tokens": 60, "seed": 3, "tokens_per_second": 12}
+        options = {"tokens": 60, "seed": 3, "tokens_per_second": 4}
         generations = [await asyncio.to_thread(stack.submit, options) for _ in range(GENERATIONS)]
         for generation in generations:
-            await asyncio.to_thread(stack.wait_entries, generation, 5)
+            await asyncio.to_thread(stack.wait_entries, generation, 3)
         # They stand still until everybody is attached and has been counted, however slow the machine is.
         stack.workers[0].pause()
         port, attached = stack.apis[0].port, 0
@@ -40,7 +40,7 @@ async def test_a_thousand_viewers_share_one_connection_and_all_get_their_text(re
             asyncio.create_task(read_whole("127.0.0.1", port, generations[number % GENERATIONS], attached=attach))
             for number in range(VIEWERS)
         ]
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while attached < VIEWERS:
                 await asyncio.sleep(0.05)
             # Headers come before the subscription: a slow machine is still at it.

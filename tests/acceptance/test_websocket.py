@@ -93,7 +93,7 @@ def test_cuts_anywhere_leave_the_same_text(stack: Stack, seed: int) -> None:
     """Connections that are dropped after a random number of events, with windows of all sizes; nothing twice (the
     reader fails on it), nothing missing."""
     rng = random.Random(seed)
-    generation = stack.submit({"tokens": 250, "seed": seed, "tokens_per_second": 120})
+    generation = stack.submit({"tokens": 250, "seed": seed, "tokens_per_second": 80})
     reader, connections = Reader(), 0
     while reader.ended is None:
         cursor = f"last_event_id={reader.cursor}&" if reader.cursor else ""
@@ -109,9 +109,11 @@ def test_cuts_anywhere_leave_the_same_text(stack: Stack, seed: int) -> None:
 
 def test_no_more_than_a_window_is_ever_on_the_way(stack: Stack) -> None:
     """A page that stops acknowledging gets exactly the window; what has piled up comes merged, the text is whole."""
-    generation = stack.submit({"tokens": 2000, "seed": 4, "tokens_per_second": 1000})
+    api = stack.add_api({"LEGATO_SEND_TIMEOUT_SECONDS": "60"})  # nothing is acknowledged for a while
+    stack.apis.remove(api)
+    generation = stack.submit({"tokens": 2000, "seed": 4, "tokens_per_second": 400})
     reader = Reader()
-    with dial(stack.urls[0], generation, "window=5") as socket:
+    with dial(api.url, generation, "window=5") as socket:
         read(socket, reader, ack=False, most=5)
         stack.wait_status(generation, "completed")
         assert_nothing_comes(socket)
@@ -124,6 +126,7 @@ def test_no_more_than_a_window_is_ever_on_the_way(stack: Stack) -> None:
         assert read(socket, reader) == 1000
     assert reader.text == sim_text(2000, 4)
     assert len(reader.ids) < 200, "it was not merged"
+    assert api.stop() == 0
 
 
 def assert_nothing_comes(socket: ClientConnection) -> None:
