@@ -44,10 +44,10 @@ class Host(Protocol):
         ...
 
     def released(self, connection: Held) -> None:
-        """It is closed, or somebody else's."""
+        """It has gone, or is somebody else's."""
         ...
 
-    def serve_on(self, transport: asyncio.Transport, ahead: bytes) -> None:
+    def serve_on(self, transport: asyncio.Transport, ahead: bytes, *, takes_more: bool) -> None:
         """Take the connection back, for its next request, of which `ahead` came already."""
         ...
 
@@ -59,11 +59,14 @@ class Host(Protocol):
 class Held(asyncio.Protocol):
     """A response's body that has begun, on a connection that its server has let go."""
 
-    __slots__ = ("_ahead", "_goes_on", "_holder", "_host", "_parser", "_transport", "_writable", "takes_more")
+    __slots__ = ("_ahead", "_goes_on", "_holder", "_host", "_parser", "_writable", "takes_more", "transport")
 
-    def __init__(self, transport: asyncio.Transport, host: Host, holder: Holder, *, goes_on: bool) -> None:
-        self.takes_more = True  # what is written now leaves soon
-        self._transport = transport
+    def __init__(
+        self, transport: asyncio.Transport, host: Host, holder: Holder, *, goes_on: bool, takes_more: bool
+    ) -> None:
+        # Whether what is written now leaves soon. A transport that has said no says nothing before it says yes again.
+        self.takes_more = takes_more
+        self.transport = transport
         self._host = host
         self._goes_on = goes_on  # to another request, behind this body
         self._holder: Holder | None = holder
@@ -73,15 +76,20 @@ class Held(asyncio.Protocol):
         transport.set_protocol(self)
         host.held(self)
 
+    @property
+    def unsent(self) -> int:
+        """Bytes of a body that is over which its reader has not taken; 0 while it is not over."""
+        return 0 if self._holder is not None else self.transport.get_write_buffer_size()
+
     def write(self, data: bytes) -> None:
         """Write a part of the body, framed as a chunk by the caller."""
-        self._transport.write(data)
+        self.transport.write(data)
 
     async def send(self, body: bytes, seconds: float) -> None:
         """Write a part of the body, piece by piece, and wait until the reader takes more; `TimeoutError` when it takes
         nothing for that long."""
         for start in range(0, len(body), PIECE_BYTES):
-            self._transport.write(as_chunk(body[start : start + PIECE_BYTES]))
+            self.transport.write(as_chunk(body[start : start + PIECE_BYTES]))
             if not self.takes_more:
                 self._writable = asyncio.get_running_loop().create_future()
                 async with asyncio.timeout(seconds):
@@ -89,27 +97,24 @@ class Held(asyncio.Protocol):
 
     def finish(self) -> None:
         """The body is whole: the connection waits for its next request, unless its reader wanted no other."""
-        self._transport.write(_LAST_CHUNK)
-        host, transport, ahead = self._host, self._transport, self._ahead
-        self._let_go()
+        self.transport.write(_LAST_CHUNK)
+        self._holder = None
+        host, transport, ahead = self._host, self.transport, self._ahead
         if not self._goes_on:
             transport.close()
         elif not transport.is_closing():
-            host.serve_on(transport, ahead or b"")
+            host.released(self)
+            host.serve_on(transport, ahead or b"", takes_more=self.takes_more)
 
     def cut(self) -> None:
         """End the body incompletely, behind what was written: the last chunk is missing."""
-        self._let_go()
-        self._transport.close()
+        self._holder = None
+        self.transport.close()
 
     def reset(self) -> None:
         """End it at once; what is unsent is lost."""
-        self._let_go()
-        self._host.reset(self._transport)
-
-    def _let_go(self) -> None:
         self._holder = None
-        self._host.released(self)
+        self._host.reset(self.transport)
 
     def data_received(self, data: bytes) -> None:
         """Of requests behind this one: for later, if that is what they are."""
@@ -121,9 +126,9 @@ class Held(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             pass
         except httptools.HttpParserError:
-            self._transport.close()  # no status fits into a body; who has gone is told
+            self.transport.close()  # no status fits into a body; who has gone is told
         if len(self._ahead) > _MOST_AHEAD_BYTES:
-            self._transport.pause_reading()
+            self.transport.pause_reading()
 
     def pause_writing(self) -> None:
         self.takes_more = False
@@ -135,8 +140,8 @@ class Held(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.takes_more = False
-        holder = self._holder
-        self._let_go()
+        holder, self._holder = self._holder, None
+        self._host.released(self)
         if holder is not None:
             holder.gone()
 

@@ -1,9 +1,10 @@
-"""Serves the application with uvicorn (uvloop, httptools), and adds the two things uvicorn leaves open.
+"""Serves the application with uvicorn (uvloop, httptools), and adds the three things uvicorn leaves open.
 
 * A stream is a response that may never end, so a graceful stop has to tell the streams first: `drain()` before uvicorn
   starts to wait.
 * An HTTP/1.0 reader (nginx's default towards its upstreams) cannot tell a cut body from a whole one unless the
   connection is reset; what the application is given of its connection offers that.
+* A reader that takes nothing of the end of its answer would keep its connection for ever: `drop_unsent()`.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ class Protocol(HttpToolsProtocol):
         """Have the connection held, and forget all about it: what is not freed now waits for the collector."""
         self.connections.discard(self)
         self.flow.resume_reading()
-        held = Held(self.transport, self._host, holder, goes_on=self.cycle.keep_alive)
+        takes_more = not self.flow.write_paused
+        held = Held(self.transport, self._host, holder, goes_on=self.cycle.keep_alive, takes_more=takes_more)
         self.parser = self.cycle = self.scope = None  # type: ignore[assignment]  # as uvicorn ends a connection
         self._unfinished = ()
         return held
@@ -100,6 +102,12 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
         for exchange in self._unfinished:
             exchange.lost()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes of answers that are over which their reader has not taken; 0 while one is under way."""
+        over = self.transport.is_closing() or self.cycle is None or self.cycle.response_complete
+        return self.transport.get_write_buffer_size() if over else 0
 
     def send_400_response(self, msg: str) -> None:
         cycles = [exchange.cycle for exchange in self._unfinished]
@@ -194,6 +202,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]  # a key of ours
         await super().run_asgi()
 
+    @property
+    def unsent(self) -> int:
+        """See `Protocol.unsent`."""
+        return self.transport.get_write_buffer_size() if self.transport.is_closing() else 0
+
     def shutdown(self) -> None:
         if not self.handshake_complete or self.close_sent:
             super().shutdown()
@@ -245,6 +258,19 @@ class Server(uvicorn.Server):
         for held in list(self._held):
             held.reset()
 
+    async def drop_unsent(self, seconds: float) -> None:
+        """Reset connections whose answers are over and whose readers take nothing of what is left of them for so long:
+        an ordinary close would wait for such a reader as long as its system lives."""
+        before: dict[asyncio.Transport, int] = {}
+        while True:
+            await asyncio.sleep(max(seconds, _LOOK_SECONDS))
+            connections: list[Any] = [*self.server_state.connections, *self._held]
+            unsent = {connection.transport: size for connection in connections if (size := connection.unsent)}
+            for transport, size in unsent.items():
+                if before.get(transport) == size:
+                    reset(transport)
+            before = unsent
+
     def held(self, connection: Held) -> None:
         """See `api.held.Host`."""
         self._held.add(connection)
@@ -253,7 +279,7 @@ class Server(uvicorn.Server):
         """See `api.held.Host`."""
         self._held.discard(connection)
 
-    def serve_on(self, transport: asyncio.Transport, ahead: bytes) -> None:
+    def serve_on(self, transport: asyncio.Transport, ahead: bytes, *, takes_more: bool) -> None:
         """See `api.held.Host`."""
         if self.should_exit:
             transport.close()
@@ -263,6 +289,8 @@ class Server(uvicorn.Server):
         )
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
+        if not takes_more:
+            protocol.pause_writing()
         protocol.on_response_complete()  # as far as it knows: it waits for the next request
         if ahead:
             transport.resume_reading()
@@ -290,6 +318,7 @@ async def serve(
             await stop.wait()
             server.should_exit = True
 
+        services.background(server.drop_unsent(settings.send_timeout_seconds), name="drop unsent")
         stopping = asyncio.create_task(stop_when_told())
         _tune_collector()
         try:

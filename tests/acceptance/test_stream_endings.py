@@ -305,6 +305,22 @@ def test_a_reader_that_takes_nothing_is_let_go(redis_url: str, tmp_path: Path, v
                 stream.close()
 
 
+@pytest.mark.parametrize("path", ["", "/events"], ids=["answer", "stream"])
+def test_a_reader_that_takes_nothing_of_a_whole_answer_is_let_go(redis_url: str, tmp_path: Path, path: str) -> None:
+    """The server waits for nothing any more: all of it is in the buffers. The connection is closed all the same."""
+    with Stack.start(redis_url, tmp_path, environment={"LEGATO_SEND_TIMEOUT_SECONDS": "1"}) as stack:
+        generation = stack.submit({"text": "x" * 110_000, "chunk_chars": 1_000})
+        stack.wait_status(generation, "completed", seconds=60)
+        api = stack.apis[0]
+        stalled = [Stream(stack.urls[0], f"/v1/generations/{generation}{path}", receive_bytes=4_096) for _ in range(12)]
+        try:
+            ports = [stream.socket.getsockname()[1] for stream in stalled]
+            eventually(lambda: not any(api.holds(port) for port in ports), "the server lets them go")
+        finally:
+            for stream in stalled:
+                stream.close()
+
+
 # --- the store is away ---
 
 

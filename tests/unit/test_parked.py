@@ -23,6 +23,7 @@ class Transport:
         self.closed = False
         self.protocol: Any = None
         self.full = False
+        self.paused = False  # as transports do, it says so once
 
     def set_protocol(self, protocol: Any) -> None:
         self.protocol = protocol
@@ -32,11 +33,14 @@ class Transport:
 
     def write(self, data: bytes) -> None:
         self.written.append(data)
-        if self.full:
+        if self.full and not self.paused:
+            self.paused = True
             self.protocol.pause_writing()
 
     def close(self) -> None:
-        self.closed = True
+        if not self.closed:
+            self.closed = True
+            self.protocol.connection_lost(None)  # nothing is unsent
 
     def is_closing(self) -> bool:
         return self.closed
@@ -47,7 +51,7 @@ class Host:
 
     def __init__(self) -> None:
         self.holding = 0
-        self.served_on: list[bytes] = []
+        self.served_on: list[tuple[bytes, bool]] = []
         self.resets = 0
 
     def held(self, connection: Held) -> None:
@@ -56,11 +60,12 @@ class Host:
     def released(self, connection: Held) -> None:
         self.holding = 0
 
-    def serve_on(self, transport: Any, ahead: bytes) -> None:
-        self.served_on.append(ahead)
+    def serve_on(self, transport: Any, ahead: bytes, *, takes_more: bool) -> None:
+        self.served_on.append((ahead, takes_more))
 
     def reset(self, transport: Any) -> None:
         self.resets += 1
+        transport.close()
 
 
 class Settings:
@@ -113,7 +118,13 @@ class Viewer:
 class Scene:
     """A viewer that is parked at `1-1` of a topic that has come to there."""
 
-    def __init__(self, chunks: list[bytes] | Exception = [], *, finished: bool = False) -> None:  # noqa: B006 - read only
+    def __init__(
+        self,
+        chunks: list[bytes] | Exception = [],  # noqa: B006 - read only
+        *,
+        finished: bool = False,
+        takes_more: bool = True,
+    ) -> None:
         self.topic = Topic("gen_x")
         self.topic.viewers = 1
         self.topic.window.start("1-1")
@@ -121,11 +132,12 @@ class Scene:
         self.viewer = Viewer(self.topic, chunks, finished=finished)
         viewer: Any = self.viewer
         services: Any = self.services
+        self._takes_more = takes_more
         self.parked = Parked(services, viewer, self._hold)
 
     def _hold(self, holder: Holder) -> Held:
         transport: Any = self.transport
-        return Held(transport, self.host, holder, goes_on=True)
+        return Held(transport, self.host, holder, goes_on=True, takes_more=self._takes_more)
 
     @property
     def over(self) -> bool:
@@ -154,8 +166,24 @@ async def test_the_end_hands_the_connection_back_with_what_came_ahead() -> None:
     scene.transport.protocol.data_received(ahead)
     scene.topic.notify("1-1", [Entry("2-1", b"completed", b"{}")])
     assert scene.transport.written[-1] == b"0\r\n\r\n"
-    assert scene.host.served_on == [ahead]
+    assert scene.host.served_on == [(ahead, True)]
     assert scene.over
+
+
+async def test_a_reader_that_had_enough_before_it_was_parked_is_written_to_no_more() -> None:
+    """Its transport has said so to the protocol before, and does not say it again."""
+    scene = Scene(takes_more=False)
+    scene.topic.notify("1-1", [Entry("2-1", b"d", b"x")])
+    assert scene.transport.written == []
+    await scene.settled()  # it pulls now, and so waits for its reader
+    assert len(scene.services.tasks) == 1
+
+
+async def test_who_takes_the_connection_back_is_told_that_its_reader_has_enough() -> None:
+    scene = Scene()
+    scene.transport.full = True
+    scene.topic.notify("1-1", [Entry("2-1", b"completed", b"{}")])
+    assert scene.host.served_on == [(b"", False)]
 
 
 async def test_a_reader_that_leaves_while_it_is_parked_has_left() -> None:
