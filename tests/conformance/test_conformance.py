@@ -53,7 +53,8 @@ TRIES = 5
 
 @pytest.fixture(scope="module")
 def url(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with Stack.start(redis_url, tmp_path_factory.mktemp("conformance")) as stack:
+    patient = {"LEGATO_LEASE_SECONDS": "30"}  # no worker is lost here, though one may stand still for a while
+    with Stack.start(redis_url, tmp_path_factory.mktemp("conformance"), environment=patient) as stack:
         yield stack.urls[0]
 
 

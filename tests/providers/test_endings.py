@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import socket
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -12,6 +13,7 @@ import pytest
 from broker.errors import ProviderError
 from broker.events import Delta, FailureCode, FinishReason
 from tests.providers.wires import API_KEY, OPENAI, Wire, collect, request, text_of
+from tests.support.loop_clock import move_on
 from tests.support.wire_provider import Cut, End, Pause, Reply, Rst, Send, WireProvider, openai_stream
 from worker.providers.base import Call, Finish, Mark, ProviderEvent
 
@@ -176,7 +178,7 @@ async def test_an_error_inside_the_stream_is_told_by_its_type(
 async def test_a_silent_provider_runs_into_the_clients_timeout(
     server: WireProvider, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once it has said something: then the loop's clock is moved on."""
+    """Once it has said something."""
     server.script(Reply(actions=(Send(wire.unfinished("Hel")), Pause(asyncio.Event()))))
     said = asyncio.Event()
 
@@ -189,11 +191,7 @@ async def test_a_silent_provider_runs_into_the_clients_timeout(
     async with wire.connect(server, timeout=60) as provider:
         reading = asyncio.create_task(collect(noted(provider.stream(Call(request())))))
         await said.wait()
-        for _ in range(100):
-            await asyncio.sleep(0)
-        loop = asyncio.get_running_loop()
-        now = loop.time
-        monkeypatch.setattr(loop, "time", lambda: now() + 60)
+        await move_on(60, monkeypatch)
         events, error = await reading
     assert text_of(events) == "Hel"
     assert error is not None
@@ -201,10 +199,10 @@ async def test_a_silent_provider_runs_into_the_clients_timeout(
 
 
 async def test_nothing_listening_is_an_upstream_error(wire: Wire) -> None:
-    async with WireProvider() as closed:
-        pass
-    async with wire.connect(closed) as provider:
-        events, error = await collect(provider.stream(Call(request())))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        async with wire.connect(WireProvider(port=taken.getsockname()[1])) as provider:
+            events, error = await collect(provider.stream(Call(request())))
     assert events == []
     assert error is not None
     assert (error.failure, error.retryable) == (FailureCode.UPSTREAM_ERROR, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -11,6 +12,7 @@ import pytest
 from broker.errors import ProviderError
 from broker.events import Delta, FailureCode, Json, ToolCall, ToolCallDone
 from tests.providers.wires import RESPONSES, collect, request, text_of
+from tests.support.loop_clock import move_on
 from tests.support.wire_provider import (
     Cut,
     End,
@@ -244,15 +246,18 @@ async def test_letting_go_never_raises_and_never_waits_long(
     server: WireProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that refuses, one that says nothing, none at all, a token that is none, no key."""
-    monkeypatch.setattr(openai_responses, "ABANDON_SECONDS", 0.05)
     server.script(Reply.error(500, {}), Reply(hold=asyncio.Event()))
     async with RESPONSES.connect(server) as provider:
         await provider.abandon(TOKEN)
-        await provider.abandon(TOKEN)
+        leaving = asyncio.create_task(provider.abandon(TOKEN))
+        while len(server.requests) < 2:
+            await asyncio.sleep(0.001)
+        await move_on(openai_responses.ABANDON_SECONDS, monkeypatch)
+        await leaving
         await provider.abandon({})
     assert len(server.requests) == 2, "and is not repeated"
     await OpenAIResponsesProvider().abandon(TOKEN)
-    async with WireProvider() as closed:
-        pass
-    async with RESPONSES.connect(closed) as provider:
-        await provider.abandon(TOKEN)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        async with RESPONSES.connect(WireProvider(port=taken.getsockname()[1])) as provider:
+            await provider.abandon(TOKEN)

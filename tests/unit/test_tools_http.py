@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from broker.declared import HttpToolTarget
 from broker.settings import Settings
+from tests.support.loop_clock import move_on
 from tests.support.wire_provider import Cut, End, Pause, Reply, Rst, Send, WireProvider
 from worker.tools.base import ToolOutcome
 from worker.tools.guard import AddressRefused, GuardedTransport, refused
@@ -28,7 +29,7 @@ from worker.tools.registry import Tools, build_tools
 #: A time-out that no test waits for.
 LONG_SECONDS: Final = 60.0
 
-#: A time-out of the tool's own, which comes before that one. No test waits for it either: the loop's clock is moved on.
+#: A time-out of the tool's own, which comes before that one. No test waits for it either.
 OWN_SECONDS: Final = 30.0
 
 LATE: Final = "it did not answer within 30 s"
@@ -70,11 +71,7 @@ async def call_past_its_time(
     calling = asyncio.create_task(call(given))
     while not begun():
         await asyncio.sleep(0.001)
-    for _ in range(100):  # what the server has sent by now is read
-        await asyncio.sleep(0)
-    loop = asyncio.get_running_loop()
-    now = loop.time
-    monkeypatch.setattr(loop, "time", lambda: now() + OWN_SECONDS)
+    await move_on(OWN_SECONDS, monkeypatch)
     return await calling
 
 
