@@ -38,6 +38,7 @@ class Providers:
 
     def __init__(self, kit: Kit, **changed: Any) -> None:
         store = Store.__new__(Store)
+        changed = {"lease_seconds": 10, **changed}  # what is stored lives a few of them, or longer where it must
         store.__dict__ = kit.store.__dict__ | {"settings": kit.store.settings.model_copy(update=changed)}
         self.store = store
         self.throttle = Throttle(store)
