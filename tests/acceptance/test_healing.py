@@ -195,7 +195,7 @@ def test_a_worker_that_slept_does_not_put_back_what_it_may_have_missed(server: E
 def test_what_is_about_to_come_back_is_no_404_to_anybody(server: EmbeddedServer, tmp_path: Path) -> None:
     """Everything is lost, and the worker is a moment late. Whoever asks for the generation now must ask again: a stop
     button that was told 404 would leave the job running, and a page that was opened just now would stay empty."""
-    with Stack.start(server.url, tmp_path, apis=1, workers=1, environment={"LEGATO_LEASE_SECONDS": "10"}) as stack:
+    with Stack.start(server.url, tmp_path, apis=1, workers=1, environment={"LEGATO_LEASE_SECONDS": "30"}) as stack:
         generation = stack.submit({**JOB, "tokens": 4000})
         stack.wait_entries(generation, 10)
         holder = stack.holder(generation)

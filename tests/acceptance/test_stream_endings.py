@@ -419,7 +419,7 @@ def test_everybody_else_is_told_503_while_the_store_is_away(
             answer = request(url, method, path, headers={"Accept": accept}, body=body)
             assert answer.status == 503, (method, path, accept, answer.body)
             assert int(answer.headers["retry-after"]) >= 1
-            assert time.monotonic() - since < 10
+            assert time.monotonic() - since < 30
             if path != "/readyz":
                 assert answer.headers["content-type"] == "application/problem+json"
             if method != "HEAD" and path != "/readyz":

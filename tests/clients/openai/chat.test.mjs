@@ -26,7 +26,7 @@ test('a completion is the same streamed and whole', async () => {
 });
 
 test('a cut completion is an error, and the same POST with its key gives it again', async () => {
-  it.proxy.cuts = [3000];
+  it.proxy.cuts = [2000];
   const asked = [{ model: 'sim-1', messages, stream: true, ...SLOW }, { headers: { 'Idempotency-Key': 'chat-node' } }];
   const read = async stream => {
     let text = '';
