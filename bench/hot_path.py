@@ -109,7 +109,7 @@ class _Host:
     def released(self, connection: Held) -> None:
         pass
 
-    def serve_on(self, transport: asyncio.Transport, ahead: bytes) -> None:
+    def serve_on(self, transport: asyncio.Transport, ahead: bytes, *, takes_more: bool) -> None:
         pass
 
     def reset(self, transport: asyncio.Transport) -> None:
@@ -144,7 +144,7 @@ def _deliver() -> Callable[[], Coroutine[Any, Any, None]]:
     pushed = b"".join([_array(_bulk(b"smessage"), channel, _bulk(message)) for message in news])
 
     def hold(holder: Holder) -> Held:
-        return Held(_Transport(), _Host(), holder, goes_on=True)
+        return Held(_Transport(), _Host(), holder, goes_on=True, takes_more=True)
 
     async def stretch() -> None:
         topic = Topic("gen_x")
