@@ -294,7 +294,7 @@ def test_a_reader_that_takes_nothing_costs_no_memory(stack: Stack) -> None:
 
 
 def test_silence_is_one_ping_for_all(stack: Stack) -> None:
-    names = [stack.submit({"tokens": 2, "first_token_ms": 4000}) for _ in range(10)]
+    names = [stack.submit({"tokens": 2, "first_token_ms": 6000}) for _ in range(10)]
     page = Page(names)
     stream = page.read(stack.urls[0])
     assert stream.ending is Ending.CLEAN
