@@ -155,8 +155,8 @@ class Viewer:
             if begin.page.state.is_terminal:
                 async for chunk in self._replay():
                     yield chunk
-            if self._has_finished():
-                return
+                if self._has_finished() or self._is_to_leave(self._clock()):
+                    return
             del begin  # a page of the log
             await self._take_seat()
         async for chunk in self._live(self.topic):
@@ -175,7 +175,7 @@ class Viewer:
 
     async def _replay(self) -> AsyncIterator[bytes]:
         """The rest of a log that has ended. One that has lost its end meanwhile runs dry: its holder puts it back."""
-        while not self.finished:
+        while not (self.finished or self._is_to_leave(self._clock())):
             page = await self._read()
             if page.held and not page.rows:
                 return
@@ -216,10 +216,7 @@ class Viewer:
             if chunk:
                 yield chunk
                 self.sent_at = now
-            if self._services.draining and not self._leaving:
-                self._leaving = True
-                self.closes_at = min(self.closes_at, self._services.leave_at(now))
-            if now >= self.closes_at:
+            if self._is_to_leave(now):
                 return
             if chunk or self.cursor != cursor or self._has_finished():
                 continue  # an encoder may have nothing to say of what it was given
@@ -230,6 +227,13 @@ class Viewer:
                 self.parks = True
                 return
             await topic.changed(version, min(pause, self.sent_at + self.ping_seconds - now, self.closes_at - now))
+
+    def _is_to_leave(self, now: float) -> bool:
+        """Whether it is as old as it may get, or its turn has come now that this process is stopping."""
+        if self._services.draining and not self._leaving:
+            self._leaving = True
+            self.closes_at = min(self.closes_at, self._services.leave_at(now))
+        return now >= self.closes_at
 
     async def _read(self) -> Page:
         read = self._services.log.read
