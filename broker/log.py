@@ -47,6 +47,8 @@ PAGE_BYTES: Final = 64 * 1024
 #: everybody else: a log of more text than this stays as it was written.
 SEAL_ENTRIES: Final = 32
 SEAL_BYTES: Final = 1024 * 1024
+#: The same of one that stays in more rows than this, for much of it is no delta: it would save little, too.
+SEAL_ROWS: Final = 2000
 
 #: So many entries are joined in a millisecond or two; more would keep everybody else in this process waiting.
 _AT_ONCE: Final = 4000
@@ -295,7 +297,7 @@ class Log:
             return False
         few = len(entries) <= _AT_ONCE
         rows = join(entries) if few else await asyncio.to_thread(join, entries)
-        if len(entries) - len(rows) < SEAL_ENTRIES:
+        if len(rows) > SEAL_ROWS or len(entries) - len(rows) < SEAL_ENTRIES:
             return False
         args: list[Arg] = [entries[-1].position]
         for place, stored in rows:

@@ -7,7 +7,7 @@ import pytest
 from broker.errors import GenerationDeleted, GenerationExpired
 from broker.events import CancelReason, Completed, Entry, FinishReason, Started, encode
 from broker.lease import Ended, Lease, new_owner
-from broker.log import PAGE_BYTES, SEAL_BYTES, Appended, Behind, Closed
+from broker.log import PAGE_BYTES, SEAL_BYTES, SEAL_ROWS, Appended, Behind, Closed
 from broker.position import BEGINNING
 from broker.records import CancelOutcome
 from broker.wire import StoreReplyError
@@ -269,6 +269,13 @@ async def test_what_is_not_worth_it_or_too_much_is_left_alone(kit: Kit) -> None:
         lease, entries = await ended(kit, texts)
         assert not await kit.log.seal(lease.generation, entries)
         assert await length(kit, lease) == len(entries)
+
+
+async def test_a_log_of_many_events_that_are_no_deltas_is_left_alone(kit: Kit) -> None:
+    """Each stays an entry of its own: to write them all again in one step is long, and saves nothing."""
+    lease, entries = await ended(kit, [b"x" * 300] * SEAL_ROWS + [b"word "] * 100)
+    assert not await kit.log.seal(lease.generation, entries)
+    assert await length(kit, lease) == len(entries)
 
 
 async def test_a_server_that_forgot_the_script_is_given_it(kit: Kit) -> None:
