@@ -234,8 +234,8 @@ class Tail:
             quiet = [topic for topic in self._topics.values() if topic.was_quiet()]
             at: dict[Address, list[Topic]] = {}
             # Not where their notifications come from: that may be a replica, or a primary that has been replaced.
-            with suppress(StoreError):
-                for topic in quiet:
+            for topic in quiet:
+                with suppress(StoreError):  # nobody serves this one's slot; others are served
                     at.setdefault(await self._store.locate(self._keys.log(topic.generation)), []).append(topic)
             await asyncio.gather(*(self._check(address, topics) for address, topics in at.items()))
 

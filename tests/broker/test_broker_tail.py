@@ -152,6 +152,27 @@ async def test_of_many_quiet_logs_the_check_finds_the_one_that_grew(
     assert [at for at, seen in enumerate(changed) if seen] == [2, 4, 7]
 
 
+async def test_a_log_that_nobody_serves_does_not_keep_the_others_from_being_looked_at(
+    kit: Kit, tail: Tail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster may have lost one slot, and serve all others."""
+    unserved, lease = await kit.claimed(), await kit.claimed()
+    locate = kit.store.locate
+
+    async def located(key: str) -> Address:
+        if unserved.generation in key:
+            raise StoreUnavailable("no node of the cluster serves the key")
+        return await locate(key)
+
+    async with tail.follow(unserved.generation), tail.follow(lease.generation) as topic, asyncio.TaskGroup() as group:
+        monkeypatch.setattr(kit.store, "locate", located)
+        reading = group.create_task(read(kit, topic, 6))
+        await write(kit, lease, 5)
+        await asyncio.sleep(0.1)
+        await kit.raw.xadd(kit.store.keys.log(lease.generation), {b"d": b"6"}, id="6-1")
+    assert reading.result()[-1] == b"6"
+
+
 async def test_where_notifications_cannot_be_had_the_check_brings_what_is_written(
     kit: Kit, tail: Tail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
