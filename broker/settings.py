@@ -5,7 +5,7 @@ Durations end in `_seconds` or `_ms`, sizes in `_bytes`. `docs/settings.md` is g
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -23,6 +23,9 @@ from broker.declared import (
     json_object,
     webhook_endpoint,
 )
+
+#: Ten years: what Redis is told as a time to live has a millisecond at least, and fits into its numbers.
+_LONGEST_SECONDS: Final = 315_360_000
 
 
 class Settings(BaseSettings):
@@ -182,12 +185,17 @@ class Settings(BaseSettings):
         "spreads the ends of its streams over as much of it as 3 s.",
     )
     unconfirmed_seconds: float = Field(
-        3600.0, gt=0, description="Life of a submit whose client and server both died half-way."
+        3600.0, ge=1, le=_LONGEST_SECONDS, description="Life of a submit whose client and server both died half-way."
     )
     tombstone_seconds: float = Field(
-        604_800, gt=0, description="How long an expired or deleted id answers 410 (about 100 B each)."
+        604_800,
+        ge=1,
+        le=_LONGEST_SECONDS,
+        description="How long an expired or deleted id answers 410 (about 100 B each).",
     )
-    idempotency_seconds: float = Field(86_400, gt=0, description="How long an Idempotency-Key is remembered.")
+    idempotency_seconds: float = Field(
+        86_400, ge=1, le=_LONGEST_SECONDS, description="How long an Idempotency-Key is remembered."
+    )
     ai_sdk_defaults: Annotated[dict[str, Any], NoDecode] = Field(
         {},
         description="Fields of a submit that a chat of the AI SDK has unless its request says something else, and "
