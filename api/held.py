@@ -71,7 +71,7 @@ class Held(asyncio.Protocol):
         self._goes_on = goes_on  # to another request, behind this body
         self._holder: Holder | None = holder
         self._ahead: bytes | None = None
-        self._parser: httptools.HttpRequestParser  # of what came ahead
+        self._parser: httptools.HttpRequestParser | None  # of what came ahead
         self._writable: asyncio.Future[None] | None = None
         transport.set_protocol(self)
         host.held(self)
@@ -122,9 +122,10 @@ class Held(asyncio.Protocol):
             self._ahead, self._parser = b"", httptools.HttpRequestParser(object())
         self._ahead += data
         try:
-            self._parser.feed_data(data)
+            if self._parser is not None:
+                self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            pass
+            self._parser = None  # it passes over a body there may be, and knows no other protocol
         except httptools.HttpParserError:
             self.transport.close()  # no status fits into a body; who has gone is told
         if len(self._ahead) > _MOST_AHEAD_BYTES:

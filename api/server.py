@@ -13,9 +13,8 @@ import asyncio
 import gc
 import logging
 import socket
-import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
@@ -23,16 +22,12 @@ from typing import Any, Final
 import structlog
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from api.app import build
+from api.connection import Protocol, WebSocketProtocol, reset
 from api.gauges import Gauges
-from api.held import Held, Holder
-from api.problem import MEDIA_TYPE, Problem
+from api.held import Held
 from api.services import Services
-from api.stream import CONNECTION
-from api.websocket import ABORT
 from broker.connect import without_secrets
 from broker.errors import StoreUnavailable
 from broker.settings import Settings
@@ -48,168 +43,10 @@ _LOOK_SECONDS: Final = 0.05
 #: A message of a WebSocket's client is an acknowledgement or a cancel.
 _MOST_MESSAGE_BYTES: Final = 4096
 
-#: close() then sends RST instead of FIN, and drops what is unsent.
-_LINGER_ZERO: Final = struct.pack("ii", 1, 0)
-
 #: The kernel takes no more than this of what a reader has not yet got: a slow one then makes steady progress in our
 #: eyes too (the kernel would take megabytes, and ask for more only when a third of that has gone), and holds less.
 _UNSENT_BYTES: Final = 64 * 1024
 _NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else 0)
-
-
-def reset(transport: asyncio.Transport) -> None:
-    """Reset a connection; what is unsent is lost."""
-    connection: Any = transport.get_extra_info("socket")
-    if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
-    transport.abort()
-
-
-class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 protocol; it hands the application its connection (`api.stream.Connection`), and says no to
-    what is no HTTP as the application says no to everything else. `host` has the connections that are held."""
-
-    _unfinished: tuple[_Exchange, ...] = ()  # several, where requests are sent behind one another
-
-    def __init__(self, *, host: Server, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self._host = host
-
-    def on_headers_complete(self) -> None:
-        super().on_headers_complete()
-        if self.cycle is None or self.cycle.scope is not self.scope:
-            return  # a WebSocket: somebody else's from here on
-        exchange = _Exchange(self, self.cycle)
-        self._unfinished = (*(one for one in self._unfinished if not one.cycle.response_complete), exchange)
-        self.scope[CONNECTION] = exchange  # type: ignore[typeddict-unknown-key]  # a key of ours
-
-    def on_body(self, body: bytes) -> None:
-        if self._unfinished and self._unfinished[-1].drops_body:
-            return
-        super().on_body(body)
-
-    def let_go(self, holder: Holder) -> Held:
-        """Have the connection held, and forget all about it: what is not freed now waits for the collector."""
-        self.connections.discard(self)
-        self.flow.resume_reading()
-        takes_more = not self.flow.write_paused
-        held = Held(self.transport, self._host, holder, goes_on=self.cycle.keep_alive, takes_more=takes_more)
-        self.parser = self.cycle = self.scope = None  # type: ignore[assignment]  # as uvicorn ends a connection
-        self._unfinished = ()
-        return held
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        for exchange in self._unfinished:
-            exchange.lost()
-
-    @property
-    def unsent(self) -> int:
-        """Bytes of answers that are over which their reader has not taken; 0 while one is under way."""
-        over = self.transport.is_closing() or self.cycle is None or self.cycle.response_complete
-        return self.transport.get_write_buffer_size() if over else 0
-
-    def send_400_response(self, msg: str) -> None:
-        cycles = [exchange.cycle for exchange in self._unfinished]
-        if any(cycle.response_started and not cycle.response_complete for cycle in cycles):
-            self.transport.close()  # behind a request whose answer is on its way: no status fits into that
-            return
-        problem = Problem(400, "malformed_http", "what was sent is no HTTP request")
-        body = problem.body()
-        lines = [
-            b"HTTP/1.1 400 Bad Request",
-            b"content-type: " + MEDIA_TYPE,
-            b"content-length: %d" % len(body),
-            b"cache-control: no-store",
-            b"connection: close",
-        ]
-        self.transport.write(b"\r\n".join([*lines, b"", body]))
-        self.transport.close()
-
-
-class _Exchange:
-    """The connection of one request (`api.stream.Connection`): another one may be waiting behind it."""
-
-    __slots__ = ("_on_lost", "_protocol", "cycle")
-
-    def __init__(self, protocol: Protocol, cycle: RequestResponseCycle) -> None:
-        self.cycle = cycle
-        self._protocol = protocol
-        self._on_lost: Callable[[], None] | None = None
-
-    @property
-    def drops_body(self) -> bool:
-        """Nobody reads it any more: left alone it would keep the connection from being read."""
-        return self._on_lost is not None
-
-    @property
-    def takes_more(self) -> bool:
-        """uvicorn waits before it writes, if at all."""
-        return not self._protocol.flow.write_paused
-
-    def on_lost(self, call: Callable[[], None] | None) -> None:
-        """See `api.stream.Connection`."""
-        self._on_lost = call
-        if call is not None:
-            self.cycle.body = bytearray()
-            self._protocol.flow.resume_reading()  # who does not read is not told
-            if self.cycle.disconnected:
-                asyncio.get_running_loop().call_soon(self._tell)
-
-    def lost(self) -> None:
-        """The connection is. uvicorn tells the last of its requests only."""
-        self.cycle.disconnected = not self.cycle.response_complete
-        self.cycle.message_event.set()
-        self._tell()
-
-    def _tell(self) -> None:
-        if self._on_lost is not None:
-            self._on_lost()
-
-    @property
-    def may_hold(self) -> bool:
-        """Whether nothing but the body that has begun needs this connection: its request has come whole, and nothing
-        of another one."""
-        protocol, cycle = self._protocol, self.cycle
-        alone = cycle is protocol.cycle and cycle.scope is protocol.scope and not cycle.more_body
-        return alone and not (cycle.disconnected or protocol.transport.is_closing())
-
-    def hold(self, holder: Holder) -> Held:
-        """Let the connection go. The request ends as if its reader had left, of which uvicorn makes nothing."""
-        self.cycle.disconnected = True
-        return self._protocol.let_go(holder)
-
-    async def reset(self, *, flush: bool) -> None:
-        """Reset the connection, after what was written has gone out if `flush`."""
-        transport = self._protocol.transport
-        if flush:
-            while not transport.is_closing() and transport.get_write_buffer_size():
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(0.05)  # what the kernel holds goes out before the reset
-        if not transport.is_closing():
-            reset(transport)
-
-    def end_of_body_is_close(self) -> None:
-        """uvicorn would send chunks, which HTTP/1.0 does not know; it may as well wait for a length never reached."""
-        self.cycle.chunked_encoding = False
-        self.cycle.expected_content_length = sys.maxsize
-
-
-class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket protocol; the application may drop the connection, and ends it by itself at a shutdown."""
-
-    async def run_asgi(self) -> None:
-        self.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]  # a key of ours
-        await super().run_asgi()
-
-    @property
-    def unsent(self) -> int:
-        """See `Protocol.unsent`."""
-        return self.transport.get_write_buffer_size() if self.transport.is_closing() else 0
-
-    def shutdown(self) -> None:
-        if not self.handshake_complete or self.close_sent:
-            super().shutdown()
 
 
 class _Meant(logging.Filter):

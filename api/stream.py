@@ -32,7 +32,7 @@ from broker.errors import GenerationUnknown, LegatoError
 from broker.generation import is_id
 from broker.position import Position
 
-#: Where the server puts the `Connection` of a request (see api.server). Under another server there is none.
+#: Where the server puts the `Connection` of a request (see api.connection). Under another server there is none.
 CONNECTION: Final = "legato.connection"
 
 #: A longer Accept is no browser's and no client's of ours, and is not remembered.

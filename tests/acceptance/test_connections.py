@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from tests.support.sse_client import NDJSON, SSE, NdjsonParser, Reader, SseParser, events_path
-from tests.support.stack import Stack, eventually
+from tests.support.stack import Stack, eventually, job
 from worker.providers.sim import sim_text
 
 
@@ -142,3 +144,68 @@ def test_garbage_behind_a_streams_request_cuts_it_without_a_word(stack: Stack) -
         chunks(received.partition(b"\r\n\r\n")[2])
     assert received.count(b"HTTP/1.1 ") == 1
     stack.post(f"/v1/generations/{generation}/cancel")
+
+
+#: What Java's HTTP client says by default with its first request to a server, whatever that asks for.
+TO_HTTP_2 = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAAAAAMAAAAAAAQBAAAA")
+
+
+@pytest.mark.parametrize("in_chunks", [False, True])
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("accept", ["application/json", SSE])
+def test_a_post_that_asks_for_another_protocol_is_answered_in_this_one(
+    stack: Stack, accept: str, late: bool, in_chunks: bool
+) -> None:
+    """With its body, wherever the network cuts it; and so is what is sent behind it."""
+    body = json.dumps(job({"tokens": 5})).encode()
+    length = "Transfer-Encoding: chunked" if in_chunks else f"Content-Length: {len(body)}"
+    lines = ["POST /v1/generations HTTP/1.1", "Host: x", *TO_HTTP_2, "Content-Type: application/json"]
+    head = "\r\n".join([*lines, f"Accept: {accept}", length, "", ""]).encode()
+    framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if in_chunks else body
+    received = b""
+    with connect(stack) as connection:
+        if late:
+            connection.sendall(head)
+            time.sleep(0.2)  # let it be two reads of the server
+            head = b""
+        connection.sendall(head + framed + get("/livez", *TO_HTTP_2) + get("/livez", "Connection: close"))
+        while data := connection.recv(65_536):
+            received += data
+    answers = [int(status) for status in re.findall(rb"HTTP/1.1 (\d+)", received)]
+    assert answers == [200 if accept == SSE else 202, 200, 200]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_requests_that_ask_for_another_protocol_behind_a_stream_wait_as_others(stack: Stack, late: bool) -> None:
+    generation = stack.submit({"tokens": 40, "seed": 5, "tokens_per_second": 40})
+    body = json.dumps(job({"tokens": 5})).encode()
+    lines = ["POST /v1/generations HTTP/1.1", "Host: x", *TO_HTTP_2, f"Content-Length: {len(body)}", "", ""]
+    head = "\r\n".join(lines).encode()
+    received = b""
+    with connect(stack) as connection:
+        connection.sendall(get(events_path(generation), f"Accept: {SSE}", *TO_HTTP_2) + (b"" if late else head))
+        while b"delta" not in received:
+            received += connection.recv(65_536)
+        if late:
+            connection.sendall(head)
+        connection.sendall(body)
+        connection.sendall(get("/livez", "Connection: close"))
+        while data := connection.recv(65_536):
+            received += data
+    whole, behind = chunks(received.partition(b"\r\n\r\n")[2])
+    assert b"event: completed" in whole
+    assert [int(status) for status in re.findall(rb"HTTP/1.1 (\d+)", behind)] == [202, 200]
+
+
+def test_a_websocket_asked_for_right_behind_a_stream_does_not_speak_into_it(stack: Stack) -> None:
+    """There would be no telling the two apart: the connection is closed."""
+    generation = stack.submit({"tokens": 20, "seed": 5, "tokens_per_second": 40})
+    key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+    upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", key)
+    received = b""
+    with connect(stack) as connection:
+        path = events_path(generation)
+        connection.sendall(get(path, f"Accept: {SSE}") + get(path.replace("/events", "/ws"), *upgrade))
+        while data := connection.recv(65_536):
+            received += data
+    assert b"HTTP/1.1 101" not in received

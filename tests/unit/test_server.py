@@ -10,7 +10,8 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from api.server import Protocol, Server
+from api.connection import Protocol
+from api.server import Server
 from api.services import Services
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
