@@ -12,9 +12,11 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any, Final
 
 import httptools
+from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
@@ -22,6 +24,9 @@ from api.held import Held, Holder, Host
 from api.problem import MEDIA_TYPE, Problem
 from api.stream import CONNECTION
 from api.websocket import ABORT
+
+#: A longer head is nobody's: the longest that is meant is a cursor of many generations, of some 10 KiB.
+_MOST_HEAD_BYTES: Final = 64 * 1024
 
 #: close() then sends RST instead of FIN, and drops what is unsent.
 _LINGER_ZERO: Final = struct.pack("ii", 1, 0)
@@ -40,14 +45,24 @@ class Protocol(HttpToolsProtocol):
     what is no HTTP as the application says no to everything else. `host` has the connections that are held."""
 
     _unfinished: tuple[_Exchange, ...] = ()  # several, where requests are sent behind one another
+    _head: HTTPScope | None = None  # the request whose head has begun, and has not come whole
+    _head_bytes = 0  # read since it had begun
 
     def __init__(self, *, host: Host, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._host = host
 
     def data_received(self, data: bytes) -> None:
-        """As uvicorn's, but for upgrades."""
+        """As uvicorn's, but for upgrades, and for heads without an end."""
         self._unset_keepalive_if_required()
+        head = self._head
+        self._feed(data)
+        self._head_bytes = self._head_bytes + len(data) if head is not None and self._head is head else 0
+        if self._head_bytes > _MOST_HEAD_BYTES:
+            most = _MOST_HEAD_BYTES // 1024
+            self._refuse(Problem(431, "head_too_large", f"the head of a request has at most {most} KiB"))
+
+    def _feed(self, data: bytes) -> None:
         try:
             while True:
                 try:
@@ -87,7 +102,12 @@ class Protocol(HttpToolsProtocol):
         else:
             super().handle_websocket_upgrade()
 
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head = self.scope
+
     def on_headers_complete(self) -> None:
+        self._head = None
         if self._upgrades_in_vain:
             return  # it is read once more
         super().on_headers_complete()
@@ -133,13 +153,15 @@ class Protocol(HttpToolsProtocol):
         return any(cycle.response_started and not cycle.response_complete for cycle in cycles)
 
     def send_400_response(self, msg: str) -> None:
+        self._refuse(Problem(400, "malformed_http", "what was sent is no HTTP request"))
+
+    def _refuse(self, problem: Problem) -> None:
         if self._is_answering:
             self.transport.close()  # behind a request whose answer is on its way: no status fits into that
             return
-        problem = Problem(400, "malformed_http", "what was sent is no HTTP request")
         body = problem.body()
         lines = [
-            b"HTTP/1.1 400 Bad Request",
+            b"HTTP/1.1 %d %b" % (problem.status, HTTPStatus(problem.status).phrase.encode()),
             b"content-type: " + MEDIA_TYPE,
             b"content-length: %d" % len(body),
             b"cache-control: no-store",

@@ -7,6 +7,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -127,6 +128,40 @@ def test_what_is_no_http_gets_a_problem_too(stack: Stack, sent: bytes) -> None:
     assert head.startswith(b"HTTP/1.1 400 ")
     assert b"\r\ncontent-type: application/problem+json" in head
     assert json.loads(body)["code"] == "malformed_http"
+
+
+@pytest.mark.parametrize("line", [b"X-Long: ", b"X-%d: some\r\n"], ids=["one", "many"])
+def test_a_head_without_an_end_is_refused(stack: Stack, line: bytes) -> None:
+    """It would be kept in memory for as long as anybody sends."""
+    piece = b"x" * 1000 if b"%d" not in line else b"".join(line % number for number in range(70))
+    sent, received = 0, b""
+    with connect(stack) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n" + (line if b"%d" not in line else b""))
+        with suppress(ConnectionError):  # closed, and some of it not read
+            while sent < 10_000_000:
+                connection.sendall(piece)
+                sent += len(piece)
+        with suppress(ConnectionError):
+            while data := connection.recv(65_536):
+                received += data
+    assert sent < 10_000_000
+    if received:  # a reset may overtake it
+        assert received.startswith(b"HTTP/1.1 431 ")
+        assert json.loads(received.partition(b"\r\n\r\n")[2])["code"] == "head_too_large"
+
+
+def test_a_long_head_is_read_however_it_comes(stack: Stack) -> None:
+    """And a body before it does not count."""
+    body = json.dumps(job({"tokens": 5}, metadata={"long": "x" * 15_000}, stop=["y" * 900_000])).encode()
+    post = f"POST /v1/generations HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    whole = post + get("/livez", "X-Long: " + "x" * 60_000) + post + get("/livez", "Connection: close")
+    received = b""
+    with connect(stack) as connection:
+        for at in range(0, len(whole), 30_011):
+            connection.sendall(whole[at : at + 30_011])
+        while data := connection.recv(65_536):
+            received += data
+    assert [int(status) for status in re.findall(rb"HTTP/1.1 (\d+)", received)] == [202, 200, 202, 200]
 
 
 def test_garbage_behind_a_streams_request_cuts_it_without_a_word(stack: Stack) -> None:
