@@ -26,7 +26,7 @@ from tests.support.sse_client import (
     read,
     request,
 )
-from tests.support.stack import LEASE_SECONDS, Process, Stack, eventually
+from tests.support.stack import LEASE_SECONDS, ONE_BY_ONE, Process, Stack, eventually
 from worker.providers.sim import sim_text
 
 #: A take-over should take the lease and 2 s at most, which `bench.recovery` measures. Here it must happen, however
@@ -146,7 +146,8 @@ def end_of(stack: Stack, generation: str) -> Event:
 def test_a_killed_worker_s_generation_starts_over_elsewhere(stack: Stack) -> None:
     """SIGKILL in mid-text: another worker takes over, says `reset`, and the readers that stayed end with one text."""
     tokens = 400
-    generation = stack.submit({"tokens": tokens, "seed": 31, "tokens_per_second": 200, "faults": [stalls(150)]})
+    options = {"tokens": tokens, "seed": 31, "tokens_per_second": 200, "faults": [stalls(150)]}
+    generation = stack.submit(options, delivery=ONE_BY_ONE)
     with viewing(stack, generation) as viewers:
         stack.wait_entries(generation, 100)
         stack.holder(generation).kill()
@@ -170,7 +171,8 @@ def test_a_killed_worker_s_generation_starts_over_elsewhere(stack: Stack) -> Non
 
 def test_a_reader_that_was_away_over_a_take_over_ends_with_one_text(stack: Stack) -> None:
     """Its cursor is of the lost attempt and the log still holds it: the reset is behind it."""
-    generation = stack.submit({"tokens": 300, "seed": 32, "tokens_per_second": 200, "faults": [stalls(150)]})
+    options = {"tokens": 300, "seed": 32, "tokens_per_second": 200, "faults": [stalls(150)]}
+    generation = stack.submit(options, delivery=ONE_BY_ONE)
     reader = Reader()
     with open_stream(stack.urls[0], generation) as stream:
         for frame in stream.frames():
@@ -218,7 +220,8 @@ def test_a_worker_that_wakes_after_its_lease_writes_nothing(stack: Stack) -> Non
 
 def test_a_worker_that_wakes_after_the_end_writes_nothing(stack: Stack) -> None:
     """It sleeps until the new owner has completed the generation."""
-    generation = stack.submit({"tokens": 450, "seed": 34, "tokens_per_second": 150, "faults": [stalls(200)]})
+    options = {"tokens": 450, "seed": 34, "tokens_per_second": 150, "faults": [stalls(200)]}
+    generation = stack.submit(options, delivery=ONE_BY_ONE)
     stack.wait_entries(generation, 30)
     sleeper = stack.holder(generation)
     sleeper.pause()
@@ -234,7 +237,7 @@ def test_a_worker_that_wakes_after_the_end_writes_nothing(stack: Stack) -> None:
 def test_a_worker_that_wakes_within_its_lease_goes_on(redis_url: str, tmp_path: Path) -> None:
     """A pause shorter than the lease costs nothing."""
     with Stack.start(redis_url, tmp_path, workers=2, environment=PATIENT) as stack:
-        generation = stack.submit({"tokens": 150, "seed": 35, "tokens_per_second": 100})
+        generation = stack.submit({"tokens": 150, "seed": 35, "tokens_per_second": 100}, delivery=ONE_BY_ONE)
         stack.wait_entries(generation, 30)
         sleeper = stack.holder(generation)
         sleeper.pause()
@@ -249,7 +252,7 @@ def test_a_worker_that_wakes_within_its_lease_goes_on(redis_url: str, tmp_path: 
 def test_recovery_fail_ends_instead_of_starting_over(stack: Stack) -> None:
     """Text was shown and the job asked not to start over: `failed`, `worker_lost`; what was shown stays."""
     options = {"tokens": 400, "seed": 36, "tokens_per_second": 150, "faults": [stalls(200)]}
-    generation = stack.submit(options, recovery="fail")
+    generation = stack.submit(options, recovery="fail", delivery=ONE_BY_ONE)
     stack.wait_entries(generation, 50)
     stack.holder(generation).kill()
     stack.wait_status(generation, "failed")
@@ -279,7 +282,7 @@ def test_recovery_fail_starts_over_where_nothing_was_shown(stack: Stack) -> None
 def test_a_generation_that_loses_every_worker_fails(stack: Stack) -> None:
     """`max_attempts` workers killed: `failed`, `worker_lost`, not a loop for ever."""
     options = {"tokens": 2_000, "seed": 38, "tokens_per_second": 100, "faults": [stalls(60, attempt=None)]}
-    generation = stack.submit(options, max_attempts=2)
+    generation = stack.submit(options, max_attempts=2, delivery=ONE_BY_ONE)
     entries = 0
     for attempt in (1, 2):
         stack.wait_entries(generation, entries + 20)
@@ -654,7 +657,7 @@ def test_a_worker_that_is_replaced_while_the_store_is_away_loses_nothing(tmp_pat
         EmbeddedServer.start(tmp_path / "data") as server,
         Stack.start(server.url, tmp_path, apis=2, workers=1) as stack,
     ):
-        generation = stack.submit({"tokens": 300, "seed": 54, "tokens_per_second": 150})
+        generation = stack.submit({"tokens": 300, "seed": 54, "tokens_per_second": 150}, delivery=ONE_BY_ONE)
         queued = stack.submit({"tokens": 50, "seed": 55, "first_token_ms": 2_000})
         with ThreadPoolExecutor(2) as pool:
             following = [pool.submit(follow, stack.urls, each, seconds=90) for each in (generation, queued)]
