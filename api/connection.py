@@ -97,7 +97,7 @@ class Protocol(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         """Not while an earlier answer is on its way, or about to be: nothing of another protocol fits into that."""
-        if any(not exchange.cycle.response_complete for exchange in self._unfinished):
+        if self._owed:
             self.transport.close()
         else:
             super().handle_websocket_upgrade()
@@ -148,16 +148,21 @@ class Protocol(HttpToolsProtocol):
         return self.transport.get_write_buffer_size() if over else 0
 
     @property
-    def _is_answering(self) -> bool:
+    def _owed(self) -> list[RequestResponseCycle]:
+        """Requests whose answer is on its way, or to come because they were read whole."""
         cycles = [exchange.cycle for exchange in self._unfinished]
-        return any(cycle.response_started and not cycle.response_complete for cycle in cycles)
+        return [one for one in cycles if not one.response_complete and (one.response_started or not one.more_body)]
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(Problem(400, "malformed_http", "what was sent is no HTTP request"))
 
     def _refuse(self, problem: Problem) -> None:
-        if self._is_answering:
-            self.transport.close()  # behind a request whose answer is on its way: no status fits into that
+        owed = self._owed
+        if any(cycle.response_started for cycle in owed):
+            self.transport.close()  # no status fits into an answer that is on its way
+            return
+        if owed:
+            owed[-1].keep_alive = False  # what is said now would be taken for its answer
             return
         body = problem.body()
         lines = [

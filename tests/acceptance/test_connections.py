@@ -164,6 +164,19 @@ def test_a_long_head_is_read_however_it_comes(stack: Stack) -> None:
     assert [int(status) for status in re.findall(rb"HTTP/1.1 (\d+)", received)] == [202, 200, 202, 200]
 
 
+def test_garbage_right_behind_a_request_is_not_what_that_is_answered_with(stack: Stack) -> None:
+    """As one byte too many of a body, say: the job is stored, so its client must not be told that it was malformed."""
+    body = json.dumps(job({"tokens": 5})).encode()
+    head = f"POST /v1/generations HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    received = b""
+    with connect(stack) as connection:
+        connection.sendall(get("/livez") + head + body + b"}\r\n\r\n")
+        while data := connection.recv(65_536):
+            received += data
+    assert [int(status) for status in re.findall(rb"HTTP/1.1 (\d+)", received)] == [200, 202]
+    assert b"\r\nconnection: close\r\n" in received
+
+
 def test_garbage_behind_a_streams_request_cuts_it_without_a_word(stack: Stack) -> None:
     """Whatever stood in the body then, a reader would take for events."""
     generation = stack.submit({"tokens": 100_000, "tokens_per_second": 20})
