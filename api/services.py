@@ -12,8 +12,9 @@ from typing import Any, Final, Protocol, Self
 import structlog
 
 from api.gauges import Gauges, Row
+from broker.backoff import unharmed
 from broker.calls import Calls
-from broker.errors import DataLost, GenerationExpired, GenerationUnknown, LegatoError, StoreError
+from broker.errors import DataLost, GenerationExpired, GenerationUnknown, LegatoError, StoreError, where
 from broker.events import CancelReason
 from broker.generation import Record, created_at
 from broker.log import Log
@@ -91,9 +92,8 @@ class Services:
         """Build everything, keep the tail running while the block lasts, close everything."""
         store = Store(url, settings)
         services = cls(store, settings, gauges or Gauges())
-        services.background(services.tail.run(), name="tail")
-        services.background(services.presence.run(), name="presence")
-        services.background(services.beat(), name="heartbeat")
+        for loop in (services.tail.run, services.presence.run, services.beat):
+            services.background(unharmed(loop), name=loop.__qualname__)
         try:
             yield services
         finally:
@@ -143,7 +143,7 @@ class Services:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("background_defect", task=task.get_name(), error=repr(error)[:300])
+            _log.error("background_defect", task=task.get_name(), **where(error))
 
     async def cancel(self, record: Record, reason: CancelReason) -> CancelOutcome:
         """Cancel, and see that the end is written even if the worker does not answer."""

@@ -1,15 +1,23 @@
-"""Delays between tries: random up to a bound that doubles, so that many who wait for one thing do not come at once."""
+"""Delays between tries: random up to a bound that doubles, so that many who wait for one thing do not come at once; and
+loops that go on whatever happens in them."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
-from broker.errors import StoreUnavailable
+import structlog
+
+from broker.errors import StoreUnavailable, where
 
 Result = TypeVar("Result")
+
+_log = structlog.get_logger("legato.broker")
+
+#: How long a loop with a defect is left alone.
+_DEFECT_SECONDS: Final = 0.1
 
 
 class Backoff:
@@ -38,3 +46,14 @@ async def until_available(call: Callable[[], Awaitable[Result]]) -> Result:
             return await call()
         except StoreUnavailable:
             await asyncio.sleep(backoff.next())
+
+
+async def unharmed(loop: Callable[[], Awaitable[None]]) -> None:
+    """Run a loop that a process lives by. A defect in it is logged, and it starts again: it must not end the process,
+    or leave it running without the loop."""
+    while True:
+        try:
+            await loop()
+        except Exception as exc:  # noqa: BLE001 - see above
+            _log.error("loop_defect", loop=loop.__qualname__, **where(exc))
+            await asyncio.sleep(_DEFECT_SECONDS)

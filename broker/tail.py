@@ -202,7 +202,10 @@ class Tail:
             topic.wake()
 
     async def run(self) -> None:
-        """Keep every topic subscribed and checked."""
+        """Keep every topic subscribed and checked. May be run again where it was ended."""
+        self._lost = asyncio.Queue()
+        for channel in self._topics.keys() - self._served_by.keys():
+            self._lost.put_nowait(channel)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._subscribe_loop(group))
             group.create_task(self._check_loop())

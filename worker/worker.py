@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
 import structlog
 
-from broker.backoff import Backoff
+from broker.backoff import Backoff, unharmed
 from broker.errors import GenerationExpired, GenerationUnknown, StoreError, StoreUnavailable, where
 from broker.events import CancelReason, Json
 from broker.generation import State
@@ -47,9 +47,6 @@ _IDLE_SECONDS: Final = 1.0
 _TAKE_MOST: Final = 16
 
 _WATCH_SECONDS: Final = 1.0
-
-#: How long a loop with a defect is left alone.
-_DEFECT_SECONDS: Final = 0.1
 
 #: A hint of a generation that waits is looked at this often all the same.
 _LONGEST_WAIT_MS: Final = 30_000
@@ -116,7 +113,7 @@ class Worker:
                 self.sweep_loop,
                 self._deliveries.run,
             ]
-            helping = [group.create_task(_unharmed(helper), name=helper.__name__) for helper in helpers]
+            helping = [group.create_task(unharmed(helper), name=helper.__name__) for helper in helpers]
             await self.claim_loop()
             await self._let_go()
             for task in helping:
@@ -318,13 +315,3 @@ def _facts(run: Run, result: Result) -> Json:
     """How the generation went, for the log line of its end."""
     ended = result.outcome is Outcome.ENDED and run.attempt is not None
     return run.attempt.final if ended and run.attempt is not None else {}
-
-
-async def _unharmed(loop: Callable[[], Awaitable[None]]) -> None:
-    """Run one of the worker's loops; a defect in it is logged and it starts again. It must not end the worker."""
-    while True:
-        try:
-            await loop()
-        except Exception as exc:  # noqa: BLE001 - see above
-            _log.error("loop_defect", loop=loop.__qualname__, **where(exc))
-            await asyncio.sleep(_DEFECT_SECONDS)

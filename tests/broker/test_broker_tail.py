@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from broker.backoff import unharmed
 from broker.errors import StoreUnavailable
 from broker.events import Entry
 from broker.lease import Lease
@@ -215,3 +216,32 @@ async def test_a_viewer_that_comes_while_another_leaves_is_subscribed(kit: Kit, 
         reading = group.create_task(read(kit, topic, 20))
         group.create_task(write(kit, lease, 20, pause=0.002))
     assert len(reading.result()) == 20
+
+
+async def test_a_defect_in_the_look_at_quiet_logs_leaves_nobody_without_news(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All loops of the tail end with the one that has it. They start again, and who came in between is subscribed."""
+    tail = Tail(kit.store)
+    broken = asyncio.Event()
+
+    async def defect(address: Address, logs: Sequence[str]) -> list[str | None]:
+        broken.set()
+        raise RuntimeError("a defect")
+
+    leases = [await kit.claimed() for _ in range(2)]
+    running = asyncio.create_task(unharmed(tail.run))
+    try:
+        async with asyncio.timeout(60), tail.follow(leases[0].generation) as before:
+            with monkeypatch.context() as patched:
+                patched.setattr(kit.store, "last_ids", defect)
+                await broken.wait()
+            monkeypatch.setattr(tail, "_check_loop", asyncio.Event().wait)  # from now on only notifications tell
+            async with tail.follow(leases[1].generation) as after:
+                for lease, topic in zip(leases, (before, after), strict=True):
+                    version = topic.version
+                    await write(kit, lease, 1)
+                    assert await topic.changed(version, 30)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
