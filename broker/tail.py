@@ -183,7 +183,8 @@ class Tail:
         return topic
 
     async def joined(self, topic: Topic) -> None:
-        """Wait until the subscription stands. One that cannot be made now is made later, and then wakes the viewers."""
+        """Wait until the subscription stands, or as long as the store may take. One that is made later is noticed by
+        nobody: until then, and for what came before it, quiet logs are looked at."""
         joining = self._joining.get(self._keys.live(topic.generation).encode())
         if joining is not None:
             with suppress(TimeoutError):
