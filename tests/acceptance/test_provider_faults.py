@@ -451,7 +451,7 @@ def test_counts_that_cannot_be_right_are_shown_to_nobody(redis_url: str, tmp_pat
 SECRET_PROMPT: Final = 'Dear diary,\nmy name is Ada "Lace" Lovelace, called naïve.\nMy card is 4111 1111 1111.'
 SECRET_RESULT: Final = "The patient of room twelve has the flu."
 SECRET_KEY: Final = "sk-proj-0123456789abcdefghijklmnop"
-SECRETS: Final = ("diary", "Lovelace", "Lace", "4111", "patient", "twelve", "0123456789", "abcdefghij")
+SECRETS: Final = ("diary", "Lovelace", "Lace", "4111 1111", "patient", "twelve", "0123456789", "abcdefghij")
 SECRET_TALK: Final = [
     {"role": "user", "content": SECRET_PROMPT},
     {
